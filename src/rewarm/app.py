@@ -1,0 +1,177 @@
+"""The verbs that take overrides, driven by Hydra, and what Hydra's errors mean to a user."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from rewarm.config import Config, conf_dir, from_hydra, schema
+from rewarm.errors import RewarmError, UserError, choice, nearest
+
+FLAGS = (
+    "--multirun -m --run -r --cfg -c --resolve --package -p --config-path -cp --config-name -cn --config-dir -cd "
+    "--info -i --shell-completion -sc --hydra-help --version --experimental-rerun"
+).split()
+
+
+def register() -> None:
+    """Make the schema and the resolvers that `conf/` uses known to Hydra and OmegaConf."""
+    ConfigStore.instance().store("schema", schema())
+    OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)
+
+
+def _config_of(cfg: DictConfig) -> Config:
+    """Return the checked config; in a sweep, `run_dir` becomes the folder of this one run."""
+    config = from_hydra(cfg)
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        return replace(config, run_dir=job.runtime.output_dir)
+    return config
+
+
+def _train(cfg: DictConfig) -> object:
+    config = _config_of(cfg)
+    if config.dry_run:
+        from rewarm.estimate import describe
+
+        sys.stdout.write(describe(config))
+        return None
+    from rewarm.training.run import run
+
+    return run(config)
+
+
+def _eval(cfg: DictConfig) -> None:
+    config = _config_of(cfg)
+    from rewarm.training.run import evaluate_init
+
+    evaluate_init(config)
+
+
+def _prepare(cfg: DictConfig) -> None:
+    config = _config_of(cfg)
+    from rewarm.data.prepare import prepare
+
+    prepare(config)
+
+
+def _schedule(cfg: DictConfig) -> None:
+    config = _config_of(cfg)
+    from rewarm.preview import preview
+
+    preview(config)
+
+
+def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
+    """Return `task` as a Hydra application that reports its own errors.
+
+    What still comes out of the application as an exception is then Hydra's: a mistake in the config.
+    """
+
+    @functools.wraps(task)
+    def guarded(cfg: DictConfig) -> object:
+        try:
+            return task(cfg)
+        except RewarmError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the sweep goes on; Hydra raises the first failure at its end
+            sys.stderr.write(f"rewarm: {error}\n")
+            sys.exit(error.exit_code)
+        except Exception as error:
+            traceback.print_exc()
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise RewarmError(f"{type(error).__name__}: {error}") from error
+            sys.exit(1)
+
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    return cast("Callable[[], object]", main(guarded))
+
+
+TASKS = {"train": _app(_train), "eval": _app(_eval), "prepare": _app(_prepare), "schedule": _app(_schedule)}
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("-") and flag not in FLAGS:
+            raise UserError(f"{argument}: unknown option{nearest(flag, FLAGS)} (overrides are key=value)")
+
+
+def default_sweep_dir(arguments: Sequence[str]) -> str:
+    """Return the folder of a sweep that names none: the same command finds the same folder again."""
+    overrides = [a for a in arguments if not a.startswith("-")]
+    names = [a.split("=", 1)[1] for a in overrides if re.match(r"\+?experiment=", a)]
+    swept = [a.split("=", 1)[0] for a in overrides if "," in a]
+    label = "-".join(names + swept).replace("/", "-").replace("@", "-") or "sweep"
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+    return f"runs/{label}-{digest}"
+
+
+def run_verb(verb: str, arguments: Sequence[str]) -> None:
+    """Compose the config of `arguments` and run `verb` on it. Raises `UserError` for a mistake in it."""
+    _check_flags(arguments)
+    register()
+    arguments = list(arguments)
+    sweeps = any(a in ("-m", "--multirun") for a in arguments)
+    if sweeps and not any(a.startswith("run_dir=") for a in arguments):
+        arguments.append(f"run_dir={default_sweep_dir(arguments)}")
+    # Hydra then raises what went wrong, instead of printing pages about it and leaving.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"rewarm {verb}", *arguments]
+    try:
+        TASKS[verb]()
+    except RewarmError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; choose another run_dir") from error
+    except Exception as error:
+        raise _explain(error) from error
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        yield f"{prefix}{key}"
+        child = node._get_node(key)  # noqa: SLF001 - reading through [] would resolve missing values
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():  # noqa: SLF001
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _explain(error: Exception) -> UserError:
+    """Return the one line that tells a user what Hydra or OmegaConf found wrong."""
+    text = str(error)
+    cause = error.__cause__ or error
+    if isinstance(error, MissingConfigException):
+        found = re.search(r"Could not find '(?P<group>.+)/(?P<name>[^/']+)'", text)
+        if found:
+            known = re.findall(r"^\t(\S+)$", text.split("Config search path")[0], re.MULTILINE)
+            return choice(found["group"], found["name"], known)
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override}: cannot be read as key=value ({text.splitlines()[0]})")
+    missing = re.search(r"Could not (?:override|append|delete)[^']*'\+?([^'=]+)", text)
+    if missing and not str(cause).startswith("Value"):
+        key = missing[1].split("@")[0]
+        return UserError(f"{key}: unknown key{nearest(key, _keys(schema()))}")
+    full_key = re.search(r"full_key: (\S+)", str(cause)) or re.search(r"full_key: (\S+)", text)
+    where = full_key[1] if full_key else ""
+    if isinstance(cause, MissingMandatoryValue):
+        return UserError(f"{where}: needs a value; give {where}=…")
+    given = re.search(r"(?:merging override|parsing override) '?(.+?)'?$", text.splitlines()[0])
+    what = given[1] if given else where
+    reason = str(cause).splitlines()[0]
+    return UserError(f"{what}: {reason}" if what else reason)
+

@@ -1,0 +1,75 @@
+"""Where rewarm keeps what it can make again, and how files are put there without ever being half written."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rewarm.errors import UserError
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: `REWARM_CACHE`, or `rewarm` in the user's own cache folder."""
+    if given := os.environ.get("REWARM_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "rewarm"
+
+
+def make_dir(path: Path, what: str) -> Path:
+    """Make the folder `path` with its parents and return it; `what` names the setting that chose it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{what}={path}: cannot be made ({error.strerror}); choose another folder") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{what}={path}: cannot be written; choose another folder")
+    return path
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees all of it or nothing, whatever is killed when."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write `value` to `path` as readable JSON, durably."""
+    write_durably(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock file `path`, and yield whether it was got; the lock dies with the process.
+
+    With `wait` it is always got, sooner or later; without, another owner means False at once.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,0 +1,68 @@
+"""The `rewarm` command: picks the verb, and turns errors into one line and an exit code.
+
+Nothing heavy is imported here: `rewarm --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from rewarm import __version__
+from rewarm.errors import RewarmError, UserError, nearest
+
+HELP = """\
+rewarm: continual pre-training of language models, to learn how to re-warm the learning rate.
+
+  rewarm train    [overrides] [-m]   one run; with -m a sweep over comma-separated values
+  rewarm eval     [overrides]        upstream and downstream perplexity of a checkpoint
+  rewarm prepare  [overrides]        tokenise ahead of training
+  rewarm schedule [overrides]        draw and tabulate the learning-rate curve
+
+Overrides are key=value. The ones most used:
+  schedule=cosine   max_lr=6e-4   min_lr_ratio=0.1   warmup=0.01   budget=50M   horizon=300B
+  replay=0.05       init=builtin  seed=0             precision=auto  run_dir=runs/mine
+  scale=local|paper   model=…   data=…   tracker=wandb|none   dry_run=true
+
+  rewarm train schedule=cosine max_lr=6e-4        a first run: a minute, no GPU, no network
+  rewarm train -m warmup=0,0.005,0.01,0.02        how long should the warm-up be?
+  rewarm train --cfg job                          the whole config, resolved
+"""
+
+
+def _hydra_verb(name: str) -> Callable[[Sequence[str]], None]:
+    def run(arguments: Sequence[str]) -> None:
+        from rewarm.app import run_verb
+
+        run_verb(name, arguments)
+
+    return run
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    name: _hydra_verb(name) for name in ("train", "eval", "prepare", "schedule")
+}
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        sys.stdout.write(HELP)
+        return
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "--version":
+        sys.stdout.write(f"rewarm {__version__}\n")
+        return
+    if verb not in VERBS:
+        raise UserError(f"{verb}: unknown command{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})")
+    VERBS[verb](rest)
+
+
+def main() -> None:
+    """Run the command line of this process; exit codes are 0, 2 for a user's mistake, 128+signal, or 1."""
+    try:
+        _dispatch(sys.argv[1:])
+    except RewarmError as error:
+        sys.stderr.write(f"rewarm: {error}\n")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,108 @@
+"""Batches: which windows of which store make up the batch of a step, as a pure function of the step.
+
+Sequence number `s` of a store is a window of `context + 1` tokens (each window's last token is the next one's
+first: every token is predicted once). Windows are shuffled within blocks of `shuffle_window`, anew in each
+epoch; so any step is found at once, and only the block that a step lies in must have been tokenised.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewarm.data.store import TokenStore
+from rewarm.errors import DataError
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What the batches of a run depend on, beside the stores."""
+
+    batch_size: int
+    context: int
+    seed: int
+    shuffle_window: int
+    replay: float = 0.0
+
+    def replayed(self, steps: int) -> int:
+        """Return how many of the sequences of the first `steps` batches come from upstream."""
+        return math.floor(self.replay * self.batch_size * steps + 0.5)
+
+
+@functools.lru_cache(maxsize=16)
+def _permutation(seed: int, epoch: int, block: int, size: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch, block)).permutation(size)
+
+
+class Windows:
+    """The windows of a store in training order, without end: after the last one comes the next epoch."""
+
+    def __init__(self, store: TokenStore, context: int, seed: int, shuffle_window: int) -> None:
+        self._store, self._context = store, context
+        self._seed, self._block = seed, shuffle_window
+
+    def _count(self) -> int:
+        """Return how many windows can be read so far."""
+        return max(0, (self._store.n_tokens - 1) // self._context)
+
+    def window(self, sequence: int) -> int:
+        """Return the number of the window that is `sequence`-th in order; waits until that can be known."""
+        block = sequence // self._block
+        self._store.ensure((block + 1) * self._block * self._context + 1)
+        if (block + 1) * self._block <= self._count():
+            epoch, within = 0, sequence
+            count = None
+        else:
+            count = self._count()
+            if count == 0:
+                raise DataError(f"{self._store.folder}: has not the {self._context + 1} tokens of one sequence")
+            epoch, within = divmod(sequence, count)
+            block = within // self._block
+        size = self._block if count is None else min(self._block, count - block * self._block)
+        if self._block == 1:
+            return within
+        order = _permutation(self._seed, epoch, block, size)
+        return block * self._block + int(order[within - block * self._block])
+
+    def read(self, sequence: int) -> NDArray[np.unsignedinteger]:
+        """Return the `context + 1` tokens of a sequence."""
+        start = self.window(sequence) * self._context
+        return self._store.read(start, start + self._context + 1)
+
+
+class Batches:
+    """The batches of a run: `batches[step]` for step 1, 2, …, int64 of shape (batch_size, context + 1).
+
+    With replay, the first rows of a batch come from upstream, in upstream's own order; their number follows the
+    share exactly over the run, to the nearest sequence.
+    """
+
+    def __init__(self, spec: BatchSpec, downstream: TokenStore, upstream: TokenStore | None) -> None:
+        self.spec = spec
+        self._downstream = Windows(downstream, spec.context, spec.seed, spec.shuffle_window)
+        self._upstream = None if upstream is None else Windows(upstream, spec.context, spec.seed, 1)
+        assert upstream is not None or spec.replay == 0
+
+    def __getitem__(self, step: int) -> Tokens:
+        return self.rows(step, 0, self.spec.batch_size)
+
+    def rows(self, step: int, start: int, stop: int) -> Tokens:
+        """Return rows `start` to `stop` of the batch of `step`."""
+        spec = self.spec
+        old_before, old_after = spec.replayed(step - 1), spec.replayed(step)
+        n_old = old_after - old_before
+        new_before = (step - 1) * spec.batch_size - old_before
+        out = np.empty((stop - start, spec.context + 1), dtype=np.int64)
+        for row in range(start, stop):
+            if row < n_old:
+                assert self._upstream is not None
+                out[row - start] = self._upstream.read(old_before + row)
+            else:
+                out[row - start] = self._downstream.read(new_before + row - n_old)
+        return out

@@ -1,0 +1,46 @@
+"""The errors that reach a user, each one line long, and how names are suggested."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RewarmError(Exception):
+    """An error whose message is meant for the user as it stands; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class UserError(RewarmError):
+    """The user asked for something impossible; the message names the value and the fix."""
+
+    exit_code = 2
+
+
+class DataError(RewarmError):
+    """Data that cannot be read or does not fit the run; a rerun continues once it is mended."""
+
+
+class CheckpointError(RewarmError):
+    """A checkpoint that is missing, incomplete or damaged."""
+
+    exit_code = 2
+
+
+class DivergedError(RewarmError):
+    """Training met too many non-finite values; the last good checkpoint is kept."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` for the known name nearest to `name`, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean '{matches[0]}'?" if matches else ""
+
+
+def choice(what: str, value: str, known: Iterable[str]) -> UserError:
+    """Return the error for a `value` of `what` that is not among the `known` ones."""
+    names = sorted(known)
+    return UserError(f"{what}={value}: unknown choice{nearest(value, names)} (choices: {', '.join(names)})")

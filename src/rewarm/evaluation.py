@@ -1,0 +1,52 @@
+"""Scores a model on a validation set: loss, perplexity and bits a byte, in total and by domain."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from rewarm.data.validation import ValidationSet
+from rewarm.models import token_losses
+from rewarm.training.precision import Precision
+
+TOKENS_AT_ONCE = 8192
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), or infinity where that is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: ValidationSet, precision: Precision, batch_size: int | None
+) -> dict[str, float]:
+    """Return `loss` (nats a token), `ppl`, `bpb`, and `domain/NAME/loss` for each named domain.
+
+    The total is the sum over the domains divided by the tokens, so the domains add up to it exactly.
+    """
+    n, context = data.domain_of.shape
+    at_once = batch_size or max(1, TOKENS_AT_ONCE // context)
+    sums = np.zeros(len(data.domains))
+    model.eval()
+    for start in range(0, n, at_once):
+        windows = torch.from_numpy(data.tokens[start : start + at_once]).to(precision.device)
+        with precision.autocast():
+            losses = token_losses(model, windows)
+        domains = data.domain_of[start : start + at_once].ravel()
+        sums += np.bincount(domains, losses.double().cpu().numpy().ravel(), minlength=len(data.domains))
+    model.train()
+    tokens = np.bincount(data.domain_of.ravel(), minlength=len(data.domains))
+    loss = float(sums.sum() / tokens.sum())
+    scores = {
+        "loss": loss,
+        "ppl": perplexity(loss),
+        "bpb": float(sums.sum() / math.log(2) / data.domain_bytes.sum()),
+    }
+    for name, total, count in zip(data.domains, sums, tokens, strict=True):
+        if name:
+            scores[f"domain/{name}/loss"] = float(total / count)
+    return scores

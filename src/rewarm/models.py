@@ -1,0 +1,163 @@
+"""Models: where weights come from, and the one thing that training and evaluation ask of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewarm.config import ModelConfig
+from rewarm.data.tokenizers import ASSETS
+from rewarm.errors import CheckpointError, UserError
+
+UPSTREAM = ASSETS / "upstream"
+"""Checkpoints of the built-in model, one folder for each step of its pre-training."""
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where weights come from. `folder` is a Hugging Face folder; None means random weights."""
+
+    name: str
+    folder: Path | None
+
+
+def _steps(parent: Path, pattern: str) -> dict[int, Path]:
+    found = {}
+    if parent.is_dir():
+        for path in parent.iterdir():
+            match = re.fullmatch(pattern, path.name)
+            if match and (path / "config.json").is_file():
+                found[int(match[1])] = path
+    return found
+
+
+def _pick(init: str, revision: str, steps: dict[int, Path]) -> Path:
+    """Return the folder of `revision` (`step1000`, `1000`; empty: the last). Names the nearest steps if none."""
+    if not steps:
+        raise CheckpointError(f"init={init}: there is no checkpoint")
+    if not revision:
+        return steps[max(steps)]
+    match = re.fullmatch(r"(?:step-?)?(\d+)", revision)
+    if match is None or int(match[1]) not in steps:
+        wanted = int(match[1]) if match else 0
+        near = sorted(sorted(steps, key=lambda step: abs(step - wanted))[:4])
+        names = ", ".join(f"step{step}" for step in near)
+        raise CheckpointError(f"init={init}: there is no checkpoint {revision}; the nearest are {names}")
+    return steps[int(match[1])]
+
+
+def resolve_init(init: str) -> Init:
+    """Return where the weights of `init` lie. Raises `CheckpointError` where there are none.
+
+    Forms: scratch, builtin, builtin@STEP, FOLDER (in Hugging Face's format), RUN, RUN@STEP.
+    """
+    if init == "scratch":
+        return Init(init, None)
+    base, _, revision = init.partition("@")
+    if base == "builtin":
+        return Init(init, _pick(init, revision, _steps(UPSTREAM, r"step(\d+)")))
+    path = Path(base).expanduser()
+    if (path / "checkpoints").is_dir():
+        return Init(init, _pick(init, revision, _steps(path / "checkpoints", r"step-(\d+)")))
+    if (path / "config.json").is_file() and not revision:
+        return Init(init, path)
+    raise CheckpointError(f"init={init}: no such checkpoint; give scratch, builtin, a folder or a run's folder")
+
+
+def _neox_config(config: ModelConfig) -> Any:  # noqa: ANN401 - transformers' config classes are untyped
+    from transformers import GPTNeoXConfig
+
+    shape = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_context")
+    for name in shape:
+        if not getattr(config, name):
+            raise UserError(f"model.{name}: init=scratch needs it, and model={config.name} does not give it")
+    return GPTNeoXConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_context,
+        rotary_pct=config.rotary_pct,
+        use_parallel_residual=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def initialize(model: nn.Module, hidden_size: int, layers: int, generator: torch.Generator) -> None:
+    """Draw weights as Pythia's pre-training did.
+
+    Matrices and embeddings are normal with std sqrt(2 / (5 hidden)) (`small_init`, Nguyen and Salazar 2019), those
+    that write into the residual stream with std 2 / (layers sqrt(hidden)) (`wang_init`); biases 0, LayerNorms 1.
+    """
+    small, wang = math.sqrt(2 / (5 * hidden_size)), 2 / (layers * math.sqrt(hidden_size))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+            parameter.data.normal_(0.0, wang if residual else small, generator=generator)
+
+
+def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
+    """Return the model with FP32 weights on `device`, ready to train.
+
+    Attention is eager on CPUs, where torch's fused kernel is slower for short contexts, else SDPA.
+    """
+    from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
+
+    attention = "eager" if device.type == "cpu" else "sdpa"
+    if init.folder is None:
+        neox = _neox_config(config)
+        neox._attn_implementation = attention  # noqa: SLF001 - the documented way, by keyword, needs from_pretrained
+        model: nn.Module = GPTNeoXForCausalLM(neox)
+        assert config.hidden_size
+        assert config.layers
+        initialize(model, config.hidden_size, config.layers, torch.Generator().manual_seed(seed))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            init.folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
+        )
+    wrong = {name for name, p in model.named_parameters() if p.dtype != torch.float32}
+    assert not wrong, f"master weights must be FP32: {sorted(wrong)[:3]}"
+    return model.to(device).train()
+
+
+def check_fits(model: nn.Module, context: int, vocab_size: int) -> None:
+    """Raise `UserError` where the context or the vocabulary is larger than the model's."""
+    config: Any = model.config
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and context > longest:
+        raise UserError(f"train.context={context}: is longer than the model's {longest}; give {longest} or less")
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    if vocab_size > rows:
+        raise UserError(
+            f"data.tokenizer: has {vocab_size} tokens, more than the {rows} rows of the model's embedding; "
+            f"use the model's own tokenizer"
+        )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def token_losses(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return the loss of each predicted token in nats, FP32, of shape (n, context).
+
+    `windows` is (n, context + 1): every token after the first is predicted from those before it.
+    """
+    logits: Tensor = model(input_ids=windows[:, :-1], use_cache=False).logits
+    targets = windows[:, 1:]
+    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view_as(targets)

@@ -1,0 +1,82 @@
+"""What a config means in steps: the frozen numbers that the loop, the preview and the estimate share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from rewarm.config import Config, parse_tokens
+from rewarm.errors import UserError
+from rewarm.schedules import ScheduleSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in steps. Step 0 is the state before the first update."""
+
+    tokens_per_step: int
+    steps: int
+    """Updates that the budget pays for."""
+    schedule: ScheduleSpec
+    log_every: int
+    evaluate_every: int
+    evaluate_dense_every: int
+    dense_steps: int
+    """Up to this step evaluation is dense."""
+    save_every: int
+    milestones: tuple[int, ...]
+
+    def logs(self, step: int) -> bool:
+        """Return whether training metrics are written at `step`."""
+        return step % self.log_every == 0 or step == self.steps or self.evaluates(step)
+
+    def evaluates(self, step: int) -> bool:
+        """Return whether both validation sets are scored at `step`."""
+        every = self.evaluate_dense_every if step <= self.dense_steps else self.evaluate_every
+        return step % every == 0 or step in (self.steps, self.schedule.warmup_steps)
+
+    def saves(self, step: int) -> bool:
+        """Return whether a checkpoint is written at `step`."""
+        return step > 0 and (step % self.save_every == 0 or step == self.steps or step in self.milestones)
+
+
+def schedule_spec(config: Config, horizon_steps: int) -> ScheduleSpec:
+    """Return the learning-rate curve of a config whose horizon is `horizon_steps` updates."""
+    shape = {
+        f.name: getattr(config.schedule, f.name)
+        for f in fields(config.schedule)
+        if getattr(config.schedule, f.name) is not None
+    }
+    return ScheduleSpec(
+        max_lr=config.max_lr,
+        min_lr=config.min_lr_ratio * config.max_lr,
+        warmup_steps=round(config.warmup * horizon_steps),
+        total_steps=horizon_steps,
+        **shape,
+    )
+
+
+def make_plan(config: Config) -> Plan:
+    """Return the plan of a config. Raises `UserError` where the budget or the horizon is under one step."""
+    tokens_per_step = config.train.batch_size * config.train.context
+
+    def steps(name: str, value: object) -> int:
+        tokens = parse_tokens(name, value)
+        if tokens < tokens_per_step:
+            raise UserError(f"{name}={value}: is less than one step of {tokens_per_step:,} tokens")
+        # To the nearest step, so that 296.86B tokens are the paper's 131,296 steps.
+        return round(tokens / tokens_per_step)
+
+    budget_steps = steps("budget", config.budget)
+    horizon_steps = budget_steps if config.horizon is None else steps("horizon", config.horizon)
+    spec = schedule_spec(config, horizon_steps)
+    return Plan(
+        tokens_per_step=tokens_per_step,
+        steps=budget_steps,
+        schedule=spec,
+        log_every=config.train.log_every,
+        evaluate_every=config.evaluation.every,
+        evaluate_dense_every=config.evaluation.dense_every,
+        dense_steps=max(spec.warmup_steps, round(config.evaluation.dense_until * horizon_steps)),
+        save_every=config.checkpoint.every,
+        milestones=tuple(config.checkpoint.milestones),
+    )

@@ -1,0 +1,148 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rewarm.config import Config
+from rewarm.data.prepare import RunData
+from rewarm.errors import DivergedError
+from rewarm.evaluation import evaluate
+from rewarm.models import token_losses
+from rewarm.plan import Plan
+from rewarm.schedules import lr
+from rewarm.training.precision import Precision
+from rewarm.training.state import TrainState
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Loop:
+    """One run's training: updates, metrics, evaluations and checkpoints in step order."""
+
+    config: Config
+    plan: Plan
+    state: TrainState
+    data: RunData
+    precision: Precision
+    micro_batch_size: int
+    record: Callable[[Metrics], None]
+    """Called with each line of metrics."""
+    save: Callable[[], None]
+    """Called when a checkpoint is due."""
+    stop_asked: Callable[[], bool] = lambda: False
+    """Asked after every step: whether to save and leave."""
+    training_seconds: float = 0.0
+    """Time spent in updates, evaluations and checkpoints left out."""
+    _timed: tuple[float, int] = field(default=(0.0, 0))
+
+    def run(self) -> bool:
+        """Train from the state's step to the last one; return False where it was asked to stop before."""
+        if self.state.step == 0:
+            self._log(self._evaluate())
+        with tqdm(
+            total=self.plan.steps * self.plan.tokens_per_step, initial=self.state.tokens, unit="tok", unit_scale=True
+        ) as bar:
+            while self.state.step < self.plan.steps:
+                start = time.perf_counter()
+                self.update()
+                step = self.state.step
+                metrics = self._training_metrics() if self.plan.logs(step) else {}
+                self.training_seconds += time.perf_counter() - start
+                bar.update(self.plan.tokens_per_step)
+                if metrics:
+                    metrics["tokens_per_second"] = self._tokens_per_second()
+                    bar.set_postfix(loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['lr']:.2e}", refresh=False)
+                    self._log(metrics | (self._evaluate() if self.plan.evaluates(step) else {}))
+                stop = self.stop_asked()
+                if self.plan.saves(step) or stop:
+                    self.save()
+                if stop and step < self.plan.steps:
+                    return False
+        return True
+
+    def update(self) -> None:
+        """Do one optimizer step on the batch of the next step. Nothing here waits for the device."""
+        state, clip = self.state, self.config.optimizer.clip
+        step = state.step + 1
+        windows = torch.from_numpy(self.data.batches[step]).to(self.precision.device, non_blocking=True)
+        loss = self._accumulate_gradients(windows)
+        gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / state.scaler.scale
+        found_inf = (~torch.isfinite(norm + loss)).float()
+        # The fused step divides by `grad_scale`, which undoes the loss scale and clips in one pass, and leaves
+        # weights and moments alone where `found_inf` is 1.
+        optimizer = state.optimizer
+        optimizer.grad_scale = state.scaler.scale * (norm / clip).clamp(min=1.0)  # type: ignore[attr-defined]
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        for group in optimizer.param_groups:
+            group["lr"] = lr(self.plan.schedule, step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.scaler.update(found_inf)
+        state.add(loss, norm)
+        state.step = step
+        state.tokens += self.plan.tokens_per_step
+
+    def _accumulate_gradients(self, windows: Tensor) -> Tensor:
+        """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim."""
+        loss = torch.zeros((), device=self.precision.device)
+        for micro in windows.split(self.micro_batch_size):
+            with self.precision.autocast():
+                part = token_losses(self.state.model, micro).sum() / self.plan.tokens_per_step
+            (part * self.state.scaler.scale).backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        return loss
+
+    def _training_metrics(self) -> Metrics:
+        """Return the metrics of the steps since the last line. Here the host waits for the device."""
+        state = self.state
+        loss, norm = state.take_means()
+        self._check_finite()
+        return {
+            "train/loss": loss,
+            "lr": lr(self.plan.schedule, state.step),
+            "grad_norm": norm,
+            "loss_scale": state.scaler.scale.item(),
+            "skipped": float(state.scaler.skipped.item()),
+        }
+
+    def _check_finite(self) -> None:
+        """Stop the run after too many non-finite steps in a row; without loss scaling, one is too many."""
+        scaler = self.state.scaler
+        allowed = self.config.train.max_bad_steps if scaler.dynamic else 1
+        bad = int(scaler.skipped_in_a_row.item())
+        if bad >= allowed:
+            raise DivergedError(
+                f"stopped at step {self.state.step}: {bad} non-finite steps in a row "
+                f"(lr {lr(self.plan.schedule, self.state.step):.3g}, loss scale {scaler.scale.item():g}); "
+                f"the last checkpoint is kept; lower max_lr, or lengthen warmup"
+            )
+
+    def _tokens_per_second(self) -> float:
+        """Return the speed since the last call, or NaN where no time has passed."""
+        seconds, tokens = self._timed
+        self._timed = (self.training_seconds, self.state.tokens)
+        elapsed = self.training_seconds - seconds
+        return (self.state.tokens - tokens) / elapsed if tokens and elapsed > 0 else math.nan
+
+    def _evaluate(self) -> Metrics:
+        sets = {"upstream": self.data.upstream, "downstream": self.data.downstream}
+        return {
+            f"{side}/{key}": value
+            for side, data in sets.items()
+            for key, value in evaluate(
+                self.state.model, data, self.precision, self.config.evaluation.batch_size
+            ).items()
+        }
+
+    def _log(self, metrics: Metrics) -> None:
+        self.record({"step": self.state.step, "tokens": self.state.tokens} | metrics)
