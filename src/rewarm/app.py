@@ -23,10 +23,11 @@ from omegaconf.errors import MissingMandatoryValue
 from rewarm.config import Config, conf_dir, from_hydra, schema
 from rewarm.errors import RewarmError, UserError, choice, nearest
 
-FLAGS = (
-    "--multirun -m --run -r --cfg -c --resolve --package -p --config-path -cp --config-name -cn --config-dir -cd "
-    "--info -i --shell-completion -sc --hydra-help --version --experimental-rerun"
-).split()
+FLAGS = (  # those of Hydra's own parser
+    *("--multirun", "-m", "--run", "-r", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--shell-completion", "-sc"),
+    *("--hydra-help", "--version", "--experimental-rerun"),
+)
 
 
 def register() -> None:
@@ -144,7 +145,7 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
+    for key in map(str, node):
         yield f"{prefix}{key}"
         child = node._get_node(key)  # noqa: SLF001 - reading through [] would resolve missing values
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():  # noqa: SLF001
@@ -158,7 +159,7 @@ def _explain(error: Exception) -> UserError:
     if isinstance(error, MissingConfigException):
         found = re.search(r"Could not find '(?P<group>.+)/(?P<name>[^/']+)'", text)
         if found:
-            known = re.findall(r"^\t(\S+)$", text.split("Config search path")[0], re.MULTILINE)
+            known = re.findall(r"^\t(\S+)$", text.split("Config search path", maxsplit=1)[0], re.MULTILINE)
             return choice(found["group"], found["name"], known)
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override}: cannot be read as key=value ({text.splitlines()[0]})")
@@ -174,4 +175,3 @@ def _explain(error: Exception) -> UserError:
     what = given[1] if given else where
     reason = str(cause).splitlines()[0]
     return UserError(f"{what}: {reason}" if what else reason)
-

@@ -473,9 +473,9 @@ def _check_numbers(c: Config) -> None:
 def from_hydra(cfg: DictConfig) -> Config:
     """Return the frozen, checked config of a composed one. Raises `UserError` for what cannot be."""
     known = {f.name for f in fields(Config)}
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
-            raise UserError(f"{key}: unknown key{nearest(str(key), known)}")
+            raise UserError(f"{key}: unknown key{nearest(key, known)}")
     result = OmegaConf.to_object(cfg)
     assert isinstance(result, Config)
     for key in _missing(result):
@@ -483,9 +483,9 @@ def from_hydra(cfg: DictConfig) -> Config:
     return check(result)
 
 
-def _missing(group: Any, prefix: str = "") -> Iterator[str]:
+def _missing(group: object, prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys whose value is still to be given."""
-    for f in fields(group):
+    for f in fields(group):  # type: ignore[arg-type]
         value = getattr(group, f.name)
         if is_dataclass(value):
             yield from _missing(value, f"{prefix}{f.name}.")

@@ -21,9 +21,7 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, data: ValidationSet, precision: Precision, batch_size: int | None
-) -> dict[str, float]:
+def evaluate(model: nn.Module, data: ValidationSet, precision: Precision, batch_size: int | None) -> dict[str, float]:
     """Return `loss` (nats a token), `ppl`, `bpb`, and `domain/NAME/loss` for each named domain.
 
     The total is the sum over the domains divided by the tokens, so the domains add up to it exactly.

@@ -73,25 +73,28 @@ def resolve_init(init: str) -> Init:
 def _neox_config(config: ModelConfig) -> Any:  # noqa: ANN401 - transformers' config classes are untyped
     from transformers import GPTNeoXConfig
 
-    shape = ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size", "max_context")
-    for name in shape:
-        if not getattr(config, name):
-            raise UserError(f"model.{name}: init=scratch needs it, and model={config.name} does not give it")
-    return GPTNeoXConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_context,
-        rotary_pct=config.rotary_pct,
-        use_parallel_residual=True,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    shape = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_context,
+    }
+    if not all(shape.values()):
+        raise UserError(
+            f"init=scratch: model={config.name} gives no shape; choose a model of conf/model, or a checkpoint"
+        )
+    options: dict[str, Any] = shape | {
+        "rotary_pct": config.rotary_pct,
+        "use_parallel_residual": True,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    return GPTNeoXConfig(**options)
 
 
 def initialize(model: nn.Module, hidden_size: int, layers: int, generator: torch.Generator) -> None:
@@ -139,7 +142,7 @@ def check_fits(model: nn.Module, context: int, vocab_size: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and context > longest:
         raise UserError(f"train.context={context}: is longer than the model's {longest}; give {longest} or less")
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if vocab_size > rows:
         raise UserError(
             f"data.tokenizer: has {vocab_size} tokens, more than the {rows} rows of the model's embedding; "

@@ -1,8 +1,8 @@
 """The run folder, a public format: what a run leaves behind, and how it is read again.
 
-    config.yaml       the resolved config          manifest.json   versions, fingerprints, device, argv
-    metrics.jsonl     one object a line            summary.json    final and peak figures, written last
-    checkpoints/step-N/                            report/
+config.yaml       the resolved config          manifest.json   versions, fingerprints, device, argv
+metrics.jsonl     one object a line            summary.json    final and peak figures, written last
+checkpoints/step-N/                            report/
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None where the run has not finished."""
-        return self._load("summary.json", json.loads)
+        summary: dict[str, Any] | None = self._load("summary.json", json.loads)
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary: from now on the run counts as finished."""

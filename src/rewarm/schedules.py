@@ -54,17 +54,20 @@ def _progress(t: Curve, start: float, end: float) -> Curve:
     """Return how far `t` is from `start` to `end`, clipped to [0, 1]; 1 where the interval is empty."""
     if end <= start:
         return (t >= end).astype(np.float64)
-    return np.clip((t - start) / (end - start), 0.0, 1.0)
+    progress: Curve = np.clip((t - start) / (end - start), 0.0, 1.0)
+    return progress
 
 
 def _decay(shape: str, p: Curve) -> Curve:
     """Return the share of a decay that is left (1 to 0) after the share `p` of its length."""
     if shape == "linear":
-        return 1.0 - p
-    if shape == "cosine":
-        return 0.5 * (1.0 + np.cos(np.pi * p))
-    assert shape == "1-sqrt", shape
-    return 1.0 - np.sqrt(p)
+        left: Curve = 1.0 - p
+    elif shape == "cosine":
+        left = 0.5 * (1.0 + np.cos(np.pi * p))
+    else:
+        assert shape == "1-sqrt", shape
+        left = 1.0 - np.sqrt(p)
+    return left
 
 
 def _constant(s: ScheduleSpec, t: Curve) -> Curve:

@@ -86,7 +86,7 @@ class Trackers:
         for name in config.tracker.names:
             try:
                 self._trackers[name] = TRACKERS[name](config, folder)
-            except Exception as error:  # noqa: BLE001 - whatever a tracker raises must not stop a run
+            except Exception as error:
                 log.warning("tracker %s is off: %s", name, error)
 
     def log(self, metrics: Mapping[str, float]) -> None:
@@ -102,6 +102,6 @@ class Trackers:
         for name, tracker in list(self._trackers.items()):
             try:
                 action(tracker)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 log.warning("tracker %s is off: %s", name, error)
                 del self._trackers[name]

@@ -46,17 +46,14 @@ def _open(
 def open_validation(config: Config, tokenizer: Tokenizer) -> dict[str, ValidationSet]:
     """Return both validation sets by side."""
     n_tokens = parse_tokens("data.validation_tokens", config.data.validation_tokens)
-    stores = {
-        side: _open(config, side, "validation", tokenizer, n_tokens + 1, limit=n_tokens + 1) for side in SIDES
-    }
+    stores = {side: _open(config, side, "validation", tokenizer, n_tokens + 1, limit=n_tokens + 1) for side in SIDES}
     return {side: validation_set(store, n_tokens, config.train.context) for side, store in stores.items()}
 
 
 def open_training(config: Config, plan: Plan, tokenizer: Tokenizer) -> dict[str, TokenStore]:
     """Return the training stores that the run reads, being filled: the side trained on, and upstream for replay."""
     return {
-        side: _open(config, side, "train", tokenizer, tokens)
-        for side, tokens in needed_tokens(config, plan).items()
+        side: _open(config, side, "train", tokenizer, tokens) for side, tokens in needed_tokens(config, plan).items()
     }
 
 

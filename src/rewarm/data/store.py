@@ -132,8 +132,10 @@ class TokenStore:
                 if self.n_tokens >= n_tokens or self.complete:
                     return
                 if stopped:
-                    raise self.producer.error if self.producer and self.producer.error else DataError(
-                        f"{self.folder}: holds {self.n_tokens:,} tokens and nothing makes more"
+                    raise (
+                        self.producer.error
+                        if self.producer and self.producer.error
+                        else DataError(f"{self.folder}: holds {self.n_tokens:,} tokens and nothing makes more")
                     )
                 assert self.producer is not None
                 bar.update(self.producer.tokens - bar.n)
@@ -187,7 +189,7 @@ class Producer(threading.Thread):
             self.error = error
         except OSError as error:
             self.error = DataError(f"{self._folder}: {error.strerror or error}; the store is intact, rerun to go on")
-        except Exception as error:  # noqa: BLE001 - a thread's exception would be lost
+        except Exception as error:
             self.error = DataError(f"{self._folder}: tokenising failed: {type(error).__name__}: {error}")
             self.error.__cause__ = error
 

@@ -51,6 +51,8 @@ def validation_set(store: TokenStore, n_tokens: int, context: int) -> Validation
     # Predicted token i is token i + 1 of the store.
     document_of = np.searchsorted(ends, np.arange(1, n + 1), side="right")
     domain_of = numbers[document_of]
-    domain_bytes = np.bincount(domain_of, weights=bytes_per_token[document_of], minlength=len(names))
+    domain_bytes = np.bincount(domain_of, weights=bytes_per_token[document_of], minlength=len(names)).astype(
+        np.float64
+    )
     windows = np.lib.stride_tricks.sliding_window_view(flat, context + 1)[::context]
     return ValidationSet(windows.copy(), domain_of.reshape(count, context), names, domain_bytes)

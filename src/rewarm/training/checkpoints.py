@@ -1,8 +1,8 @@
 """Checkpoints: a Hugging Face folder with the run's state beside it, written aside and renamed into place.
 
-    checkpoints/step-N/   model.safetensors, config.json, tokenizer.json …   what transformers loads
-                          state.pt        optimizer, scaler, RNG, counts; loads with `weights_only=True`
-                          manifest.json   step, tokens, and the size and SHA-256 of every other file, written last
+checkpoints/step-N/   model.safetensors, config.json, tokenizer.json …   what transformers loads
+state.pt        optimizer, scaler, RNG, counts; loads with `weights_only=True`
+manifest.json   step, tokens, and the size and SHA-256 of every other file, written last
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def save(parent: Path, state: TrainState, tokenizer_folder: Path | None) -> Path
     for path in sorted(aside.iterdir()):
         _fsync(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    write_json(aside / "manifest.json", {"format": FORMAT, "step": state.step, "tokens": state.tokens, "files": files})
+    write_json(
+        aside / "manifest.json",
+        {"format": FORMAT, "step": state.step, "tokens": state.tokens, "files": files},
+    )
     if target.exists():
         shutil.rmtree(target)
     aside.rename(target)

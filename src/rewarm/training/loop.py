@@ -49,7 +49,10 @@ class Loop:
         if self.state.step == 0:
             self._log(self._evaluate())
         with tqdm(
-            total=self.plan.steps * self.plan.tokens_per_step, initial=self.state.tokens, unit="tok", unit_scale=True
+            total=self.plan.steps * self.plan.tokens_per_step,
+            initial=self.state.tokens,
+            unit="tok",
+            unit_scale=True,
         ) as bar:
             while self.state.step < self.plan.steps:
                 start = time.perf_counter()
@@ -95,7 +98,7 @@ class Loop:
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
         """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim."""
         loss = torch.zeros((), device=self.precision.device)
-        for micro in windows.split(self.micro_batch_size):
+        for micro in torch.split(windows, self.micro_batch_size):
             with self.precision.autocast():
                 part = token_losses(self.state.model, micro).sum() / self.plan.tokens_per_step
             (part * self.state.scaler.scale).backward()  # type: ignore[no-untyped-call]

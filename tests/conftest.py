@@ -1,0 +1,78 @@
+"""What tests share: a cache of their own, configs composed as the command line does, and the command itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from rewarm.app import register
+from rewarm.config import Config, conf_dir, from_hydra
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = (
+    "train.batch_size=4",
+    "train.context=32",
+    "budget=1280",  # 10 steps
+    "data.validation_tokens=512",
+    "data.shuffle_window=64",
+    "evaluation.every=5",
+    "evaluation.dense_every=5",
+    "checkpoint.every=5",
+    "train.log_every=1",
+    "train.threads=1",
+    "precision=fp32",
+    "tracker=none",
+    "device=cpu",
+)
+"""Overrides for a run of ten steps that takes a second."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give all tests of a session one cache folder, so that text is tokenised once."""
+    folder = tmp_path_factory.mktemp("cache")
+    previous = os.environ.get("REWARM_CACHE")
+    os.environ["REWARM_CACHE"] = str(folder)
+    yield folder
+    if previous is None:
+        del os.environ["REWARM_CACHE"]
+    else:
+        os.environ["REWARM_CACHE"] = previous
+
+
+def make_config(*overrides: str) -> Config:
+    """Return the checked config that these overrides give."""
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return from_hydra(compose("config", overrides=["run_dir=unused", *overrides]))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Config]:
+    """Return a function from overrides to the config of a ten-step run in a folder of the test's own."""
+
+    def build(*overrides: str) -> Config:
+        return make_config(*SMALL, f"run_dir={tmp_path / 'run'}", *overrides)
+
+    return build
+
+
+def rewarm(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the `rewarm` command in a process of its own and return what came of it."""
+    return subprocess.run(
+        [sys.executable, "-m", "rewarm", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )
