@@ -118,7 +118,9 @@ def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device)
     Attention is eager on CPUs, where torch's fused kernel is slower for short contexts, else SDPA.
     """
     from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # ours shows the run; loading and saving take no time beside it
     attention = "eager" if device.type == "cpu" else "sdpa"
     if init.folder is None:
         neox = _neox_config(config)

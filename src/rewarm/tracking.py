@@ -59,7 +59,7 @@ class WandbTracker:
             config=asdict(config),
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(console="off", silent=True, x_disable_meta=True, x_disable_stats=True),
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
         )
         self._run.define_metric("tokens")
         self._run.define_metric("*", step_metric="tokens")
