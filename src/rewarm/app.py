@@ -15,7 +15,8 @@ from typing import cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -115,12 +116,21 @@ def _check_flags(arguments: Sequence[str]) -> None:
 
 def default_sweep_dir(arguments: Sequence[str]) -> str:
     """Return the folder of a sweep that names none: the same command finds the same folder again."""
-    overrides = [a for a in arguments if not a.startswith("-")]
+    overrides = [a for a in arguments if not a.startswith(("-", "hydra."))]
     names = [a.split("=", 1)[1] for a in overrides if re.match(r"\+?experiment=", a)]
     swept = [a.split("=", 1)[0] for a in overrides if "," in a]
     label = "-".join(names + swept).replace("/", "-").replace("@", "-") or "sweep"
     digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
     return f"runs/{label}-{digest}"
+
+
+def _fixed_keys(arguments: Sequence[str]) -> list[str]:
+    """Return the keys that are overridden with one value, in the form in which Hydra names folders after them."""
+    try:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+    except HydraException:
+        return []  # Hydra reads the same strings again, and then the mistake is reported
+    return ["run_dir", *(o.key_or_group for o in overrides if not o.is_sweep_override())]
 
 
 def run_verb(verb: str, arguments: Sequence[str]) -> None:
@@ -129,8 +139,11 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
     register()
     arguments = list(arguments)
     sweeps = any(a in ("-m", "--multirun") for a in arguments)
-    if sweeps and not any(a.startswith("run_dir=") for a in arguments):
-        arguments.append(f"run_dir={default_sweep_dir(arguments)}")
+    if sweeps:
+        # A run of a sweep is named by what is swept alone: what all runs share would make names too long.
+        arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(_fixed_keys(arguments))}]")
+        if not any(a.startswith("run_dir=") for a in arguments):
+            arguments.append(f"run_dir={default_sweep_dir(arguments)}")
     # Hydra then raises what went wrong, instead of printing pages about it and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"rewarm {verb}", *arguments]

@@ -124,7 +124,9 @@ class TokenStore:
         """Wait until `n_tokens` can be read, or the store is complete. Raises what stopped the producer."""
         if self.n_tokens >= n_tokens or self.complete:
             return
-        with tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="tokenising", leave=False, delay=0.5) as bar:
+        with tqdm(
+            total=n_tokens, unit="tok", unit_scale=True, desc="tokenising", leave=False, delay=0.5, disable=None
+        ) as bar:
             while True:
                 # The producer is asked before the folder: what it did last must still be seen.
                 stopped = self.producer is None or not self.producer.is_alive()

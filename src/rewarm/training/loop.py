@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rewarm.config import Config
+from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData
 from rewarm.errors import DivergedError
 from rewarm.evaluation import evaluate
@@ -21,7 +22,15 @@ from rewarm.schedules import lr
 from rewarm.training.precision import Precision
 from rewarm.training.state import TrainState
 
+log = logging.getLogger(__name__)
+
 Metrics = dict[str, float]
+
+
+def describe(tokens: int, metrics: Metrics) -> str:
+    """Return an evaluation in one line."""
+    sides = ", ".join(f"{side} {metrics[f'{side}/loss']:.4f}" for side in SIDES)
+    return f"{tokens:,} tokens: loss {sides}, lr {metrics['lr']:.3g}, {metrics['tokens_per_second']:,.0f} tokens/s"
 
 
 @dataclass
@@ -48,12 +57,8 @@ class Loop:
         """Train from the state's step to the last one; return False where it was asked to stop before."""
         if self.state.step == 0:
             self._log(self._evaluate())
-        with tqdm(
-            total=self.plan.steps * self.plan.tokens_per_step,
-            initial=self.state.tokens,
-            unit="tok",
-            unit_scale=True,
-        ) as bar:
+        total = self.plan.steps * self.plan.tokens_per_step
+        with tqdm(total=total, initial=self.state.tokens, unit="tok", unit_scale=True, disable=None) as bar:
             while self.state.step < self.plan.steps:
                 start = time.perf_counter()
                 self.update()
@@ -64,7 +69,11 @@ class Loop:
                 if metrics:
                     metrics["tokens_per_second"] = self._tokens_per_second()
                     bar.set_postfix(loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['lr']:.2e}", refresh=False)
-                    self._log(metrics | (self._evaluate() if self.plan.evaluates(step) else {}))
+                    if self.plan.evaluates(step):
+                        metrics |= self._evaluate()
+                        if bar.disable:  # no terminal: a line in the log instead
+                            log.info("%s", describe(self.state.tokens, metrics))
+                    self._log(metrics)
                 stop = self.stop_asked()
                 if self.plan.saves(step) or stop:
                     self.save()
