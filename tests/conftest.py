@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from rewarm.app import register
 from rewarm.config import Config, conf_dir, from_hydra
+from rewarm.data.documents import Cursor, Document
+from rewarm.data.store import StoreSpec, TokenStore, open_store
+from rewarm.data.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -76,3 +81,43 @@ def rewarm(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> su
         check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )
+
+
+class ListSource:
+    """A source of documents that are given as a list."""
+
+    def __init__(self, documents: Sequence[Document], name: str = "list") -> None:
+        self._documents, self._name = documents, name
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {"kind": "list", "name": self._name, "documents": len(self._documents)}
+
+    def documents(self, cursor: Cursor | None) -> Iterator[tuple[Document, Cursor]]:
+        start = cursor["documents"] if cursor else 0
+        for number in range(start, len(self._documents)):
+            yield self._documents[number], {"documents": number + 1}
+
+
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box with liquid jugs of ink".split()
+
+
+def make_documents(count: int, seed: int = 0, domains: Sequence[str] = ("prose", "code")) -> list[Document]:
+    """Return documents of 5 to 60 words each, the same on every machine."""
+    random = np.random.default_rng(seed)
+    return [
+        Document(" ".join(random.choice(WORDS, size=random.integers(5, 60))), domains[number % len(domains)])
+        for number in range(count)
+    ]
+
+
+def make_store(
+    folder: Path, documents: Sequence[Document], *, shard_tokens: int = 1000, limit: int | None = None, name: str = "list"
+) -> TokenStore:
+    """Return a store of these documents that is being filled to its end."""
+    source, tokenizer = ListSource(documents, name), load_tokenizer("builtin")
+    spec = StoreSpec(
+        source.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, shard_tokens, limit
+    )
+    store = open_store(folder, spec)
+    store.produce(source, tokenizer, until=10**9)
+    return store

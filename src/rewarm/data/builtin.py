@@ -70,17 +70,30 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _unseen_paragraphs(text: str, seen: set[bytes]) -> str:
-    """Return `text` without the paragraphs that occurred before: licences, shared parameter lists."""
-    kept = []
-    for paragraph in text.split("\n\n"):
-        if len(paragraph) >= 80:
-            digest = _digest(paragraph.strip())
-            if digest in seen:
-                continue
-            seen.add(digest)
-        kept.append(paragraph)
-    return "\n\n".join(kept)
+class _Collector:
+    """Gathers documents by (part, domain), and keeps nothing twice."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self._parts: dict[tuple[str, str], list[tuple[bytes, str]]] = {}
+
+    def add(self, text: str, domain: str) -> None:
+        """Take a text, less the paragraphs that occurred before, unless too little of it is left."""
+        text = "\n\n".join(p for p in text.split("\n\n") if len(p) < 80 or self._is_new(p.strip()))
+        if len(text) >= MIN_CHARACTERS and self._is_new(text):
+            digest = _digest(text)
+            self._parts.setdefault((_part(digest, domain), domain), []).append((digest, text))
+
+    def _is_new(self, text: str) -> bool:
+        digest = _digest(text)
+        if digest in self._seen:
+            return False
+        self._seen.add(digest)
+        return True
+
+    def by_part(self) -> Mapping[tuple[str, str], list[str]]:
+        """Return the documents, each list in the order of its hashes."""
+        return {key: [text for _, text in sorted(found)] for key, found in self._parts.items()}
 
 
 def _prose_and_code(source: str) -> tuple[list[str], list[str]]:
@@ -89,43 +102,31 @@ def _prose_and_code(source: str) -> tuple[list[str], list[str]]:
 
 
 @functools.cache
-def _documents() -> Mapping[tuple[str, str], list[str]]:
-    """Return all prose and code documents by (part, domain), each list in the order of its hashes."""
-    seen: set[bytes] = set()
-    parts: dict[tuple[str, str], list[tuple[bytes, str]]] = {}
-
-    def add(text: str, domain: str) -> None:
-        text = _unseen_paragraphs(text, seen)
-        if len(text) >= MIN_CHARACTERS:
-            digest = _digest(text)
-            parts.setdefault((_part(digest, domain), domain), []).append((digest, text))
-
+def _python_documents() -> Mapping[tuple[str, str], list[str]]:
+    """Return all prose and code documents by (part, domain)."""
+    collector = _Collector()
     roots = [Path(sysconfig.get_paths()["stdlib"]), *(_package(name) for name in LIBRARIES)]
     for root in roots:
         for path in _files(root, (".py",)):
             prose, code = _prose_and_code(path.read_text(encoding="utf-8", errors="replace"))
             for text in prose:
-                add(text, "prose")
+                collector.add(text, "prose")
             for text in code:
-                add(text, "code")
+                collector.add(text, "code")
     from pydoc_data.topics import topics
 
     for text in topics.values():
-        add(text, "prose")
-    return {key: [text for _, text in sorted(found)] for key, found in parts.items()}
+        collector.add(text, "prose")
+    return collector.by_part()
 
 
 @functools.cache
 def _cpp_documents() -> Mapping[tuple[str, str], list[str]]:
     """Return the C++ documents, likewise: one header is one document."""
-    seen: set[bytes] = set()
-    parts: dict[tuple[str, str], list[tuple[bytes, str]]] = {}
+    collector = _Collector()
     for path in _files(_package("torch") / "include", (".h", ".hpp")):
-        text = _unseen_paragraphs(path.read_text(encoding="utf-8", errors="replace"), seen)
-        if len(text) >= MIN_CHARACTERS:
-            digest = _digest(text)
-            parts.setdefault((_part(digest, "cpp"), "cpp"), []).append((digest, text))
-    return {key: [text for _, text in sorted(found)] for key, found in parts.items()}
+        collector.add(path.read_text(encoding="utf-8", errors="replace"), "cpp")
+    return collector.by_part()
 
 
 def interleave(pools: Mapping[str, list[str]], weights: Mapping[str, float], limit: int) -> Iterator[Document]:
@@ -177,7 +178,7 @@ class BuiltinSource:
         """Yield the documents; the cursor counts them."""
         pools: dict[str, list[str]] = {}
         for domain in self.weights:
-            found = _cpp_documents() if domain == "cpp" else _documents()
+            found = _cpp_documents() if domain == "cpp" else _python_documents()
             pools[domain] = found.get((self.part, domain), [])
         start = cursor["documents"] if cursor else 0
         for number, document in enumerate(interleave(pools, self.weights, self.limit), start=1):
