@@ -98,7 +98,10 @@ class ListSource:
             yield self._documents[number], {"documents": number + 1}
 
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box with liquid jugs of ink".split()
+WORDS = (
+    *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while"),
+    *("seven", "wizards", "box", "with", "liquid", "jugs", "of", "ink"),
+)
 
 
 def make_documents(count: int, seed: int = 0, domains: Sequence[str] = ("prose", "code")) -> list[Document]:
@@ -111,7 +114,12 @@ def make_documents(count: int, seed: int = 0, domains: Sequence[str] = ("prose",
 
 
 def make_store(
-    folder: Path, documents: Sequence[Document], *, shard_tokens: int = 1000, limit: int | None = None, name: str = "list"
+    folder: Path,
+    documents: Sequence[Document],
+    *,
+    shard_tokens: int = 1000,
+    limit: int | None = None,
+    name: str = "list",
 ) -> TokenStore:
     """Return a store of these documents that is being filled to its end."""
     source, tokenizer = ListSource(documents, name), load_tokenizer("builtin")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rewarm.errors import UserError, choice, nearest
 from rewarm.schedules import DECAY_SHAPES, SCHEDULES, SHAPE_PARAMETERS
@@ -481,6 +482,16 @@ def from_hydra(cfg: DictConfig) -> Config:
     for key in _missing(result):
         raise UserError(f"{key}: needs a value; give {key}=…")
     return check(result)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Return the config that a run folder's `config.yaml` holds."""
+    try:
+        result = OmegaConf.to_object(OmegaConf.merge(schema(), values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"config.yaml: {str(error).splitlines()[0]}") from error
+    assert isinstance(result, Config)
+    return result
 
 
 def _missing(group: object, prefix: str = "") -> Iterator[str]:

@@ -120,7 +120,7 @@ def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device)
     from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # ours shows the run; loading and saving take no time beside it
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # loading takes no time beside the run's own bar
     attention = "eager" if device.type == "cpu" else "sdpa"
     if init.folder is None:
         neox = _neox_config(config)

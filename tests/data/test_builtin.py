@@ -62,5 +62,5 @@ def test_interleaving_stops_when_a_domain_is_exhausted() -> None:
 
 @pytest.mark.parametrize("weights", [{"prosa": 1.0}, {"prose": 0.0}, {"prose": 1.0, "code": -1.0}])
 def test_impossible_weights_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="data.upstream.weights"):
+    with pytest.raises(UserError, match=r"data\.upstream\.weights"):
         BuiltinSource("upstream", "train", weights)

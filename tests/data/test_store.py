@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,12 +87,11 @@ def test_a_store_filled_with_interruptions_is_the_same_byte_for_byte(tmp_path: P
     for fail_after in (10, 90, 45, 61, 130, 200):
         store = open_store(tmp_path / "b", straight.spec)
         store.produce(Interrupted(DOCUMENTS, fail_after), tokenizer, until=10**9)
-        try:
+        with contextlib.suppress(DataError):
             store.ensure(10**9)
-        except DataError as error:
-            assert str(error) == "connection lost"
-            failures += 1
+        failures += not store.complete
     assert failures >= 3
+    assert store.complete
     assert all_files(straight.folder) == all_files(store.folder)
 
 
@@ -126,7 +126,7 @@ def test_a_producer_stops_ahead_of_what_is_asked_and_a_later_one_goes_on(tmp_pat
 def test_what_stops_the_producer_reaches_the_reader(tmp_path: Path) -> None:
     class Broken(ListSource):
         def documents(self, cursor: Cursor | None) -> Iterator[tuple[Document, Cursor]]:
-            raise ZeroDivisionError
+            raise ZeroDivisionError(cursor)
 
     tokenizer = load_tokenizer("builtin")
     spec = StoreSpec({}, tokenizer.fingerprint, 0, tokenizer.size, 300)

@@ -137,11 +137,11 @@ def test_a_step_with_infinite_gradients_changes_nothing_and_is_counted(small: Sm
 
 
 def test_too_many_infinite_steps_in_a_row_stop_the_run(small: Small, make_loop: Build) -> None:
-    loop, _ = make_loop(
-        small(*TINY, "precision=fp16", "train.batch_size=2", "budget=640", "train.max_bad_steps=3")
-    )
+    loop, _ = make_loop(small(*TINY, "precision=fp16", "train.batch_size=2", "budget=640", "train.max_bad_steps=3"))
     poison(loop, set(range(4, 11)))
-    with pytest.raises(DivergedError, match=r"stopped at step 6: 3 non-finite steps in a row \(lr .*, loss scale 1024"):
+    with pytest.raises(
+        DivergedError, match=r"stopped at step 6: 3 non-finite steps in a row \(lr .*, loss scale 1024"
+    ):
         loop.run()
 
 

@@ -78,7 +78,7 @@ def test_transformers_loads_the_checkpoint_and_finds_the_logged_perplexity(finis
 
 
 def test_eval_gives_the_perplexities_that_the_run_logged_to_the_last_digit(finished: Path) -> None:
-    done = rewarm("eval", *OVERRIDES, f"init={finished}")
+    done = rewarm("eval", f"init={finished}", "device=cpu")
     assert done.returncode == 0, done.stderr
     scores = dict(line.split() for line in done.stdout.splitlines())
     last = RunFolder(finished).read_metrics()[-1]
@@ -87,7 +87,7 @@ def test_eval_gives_the_perplexities_that_the_run_logged_to_the_last_digit(finis
 
 
 def test_an_earlier_step_of_a_run_can_be_started_from(finished: Path) -> None:
-    done = rewarm("eval", *OVERRIDES, f"init={finished}@step5")
+    done = rewarm("eval", f"init={finished / 'checkpoints' / 'step-5'}")
     scores = dict(line.split() for line in done.stdout.splitlines())
     row = next(r for r in RunFolder(finished).read_metrics() if r["step"] == 5)
     assert float(scores["upstream/loss"]) == row["upstream/loss"]
@@ -100,7 +100,9 @@ def test_a_step_that_is_not_there_is_refused_with_the_nearest(finished: Path) ->
 
 
 def test_a_context_or_vocabulary_larger_than_the_models_is_refused(finished: Path, tmp_path: Path) -> None:
-    done = rewarm("train", *OVERRIDES, f"init={finished}", "model.max_context=null", "train.context=300", cwd=tmp_path)
+    done = rewarm(
+        "train", *OVERRIDES, f"init={finished}", "model.max_context=null", "train.context=300", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "train.context=300: is longer than the model's 256" in done.stderr
     done = rewarm("train", *OVERRIDES, "model.vocab_size=1000", cwd=tmp_path)
