@@ -103,6 +103,12 @@ class DataConfig:
     """Tokens of one shard of the token store."""
     shuffle_window: int = 8192
     """Sequences among which the training order is shuffled."""
+    workers: int = 0
+    """Processes that tokenise; 0: threads of this one."""
+    max_bad_share: float = 0.001
+    """Records that cannot be used (malformed, without text) are passed over up to this share of all."""
+    patience: float = 300.0
+    """Seconds for which a hub that fails while it is read is asked again."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,12 @@ class SourceConfig:
     """hub: the dataset that holds the validation split, where it is another one."""
     weights: dict[str, float] = field(default_factory=dict)
     """builtin: share of each domain in the text."""
+    validation_share: float = 0.01
+    """Share of the documents, chosen by hash, that serves validation where nothing else names validation text."""
+    subset: str | None = None
+    """hub: configuration of the dataset, where it has several."""
+    tokens_field: str | None = None
+    """Field of a record that holds token ids, which are taken as they stand; the text field is then not read."""
     text_field: str | None = None
     """Overrides `data.text_field` for this source."""
     domain_field: str | None = None
@@ -355,6 +367,8 @@ def _check_source(side: str, src: SourceConfig) -> None:
     needed = {"files": "path", "hub": "id", "builtin": "weights"}[src.kind]
     if not getattr(src, needed):
         raise UserError(f"data.{side}.{needed}: a source of kind {src.kind} needs it")
+    if not 0 < src.validation_share < 1:
+        raise UserError(f"data.{side}.validation_share={src.validation_share}: is a share and must lie within 0..1")
 
 
 def _require(ok: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
@@ -447,6 +461,10 @@ def _check_numbers(c: Config) -> None:
     }
     for name, value in positive.items():
         _require(value is None or value >= 1, f"{name}={value}: must be at least 1")
+    _require(c.data.workers >= 0, f"data.workers={c.data.workers}: must not be negative")
+    bad, patience = c.data.max_bad_share, c.data.patience
+    _require(0 <= bad < 1, f"data.max_bad_share={bad}: is a share and must lie in 0..1, below 1")
+    _require(patience >= 0, f"data.patience={patience}: must not be negative")
     _require(c.seed >= 0, f"seed={c.seed}: must not be negative")
     _require(c.checkpoint.keep >= 0, f"checkpoint.keep={c.checkpoint.keep}: must not be negative")
     micro, batch = c.train.micro_batch_size, c.train.batch_size

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewarm.data.store import TokenStore
+from rewarm.data.store import Tokens as TokenRow
 from rewarm.errors import DataError
 
 Tokens = NDArray[np.int64]
@@ -41,39 +42,45 @@ def _permutation(seed: int, epoch: int, block: int, size: int) -> NDArray[np.int
 
 
 class Windows:
-    """The windows of a store in training order, without end: after the last one comes the next epoch."""
+    """The sequences of a row of tokens in training order, without end: after the last one comes the next epoch."""
 
-    def __init__(self, store: TokenStore, context: int, seed: int, shuffle_window: int) -> None:
-        self._store, self._context = store, context
+    def __init__(self, tokens: TokenRow, context: int, seed: int, shuffle_window: int) -> None:
+        self._tokens, self._context, self._stride = tokens, context, tokens.stride(context)
         self._seed, self._block = seed, shuffle_window
 
     def _count(self) -> int:
-        """Return how many windows can be read so far."""
-        return max(0, (self._store.n_tokens - 1) // self._context)
+        """Return how many sequences can be read so far."""
+        return max(0, (self._tokens.n_tokens - self._context - 1) // self._stride + 1)
 
-    def window(self, sequence: int) -> int:
-        """Return the number of the window that is `sequence`-th in order; waits until that can be known."""
+    def _run(self, sequence: int) -> NDArray[np.int64]:
+        """Return the numbers of the windows from the `sequence`-th in order to the end of its block.
+
+        Waits until the block is there: only then is its order known.
+        """
         block = sequence // self._block
-        self._store.ensure((block + 1) * self._block * self._context + 1)
-        if (block + 1) * self._block <= self._count():
-            epoch, within = 0, sequence
-            count = None
-        else:
-            count = self._count()
+        self._tokens.ensure(((block + 1) * self._block - 1) * self._stride + self._context + 1)
+        count = self._count()
+        if (block + 1) * self._block <= count:
+            epoch, within, size = 0, sequence, self._block
+        else:  # the tokens end within the first epoch's block
             if count == 0:
-                raise DataError(f"{self._store.folder}: has not the {self._context + 1} tokens of one sequence")
+                raise DataError(f"{self._tokens.folder}: has not the {self._context + 1} tokens of one sequence")
             epoch, within = divmod(sequence, count)
             block = within // self._block
-        size = self._block if count is None else min(self._block, count - block * self._block)
-        if self._block == 1:
-            return within
-        order = _permutation(self._seed, epoch, block, size)
-        return block * self._block + int(order[within - block * self._block])
+            size = min(self._block, count - block * self._block)
+        order = _permutation(self._seed, epoch, block, size) if self._block > 1 else np.zeros(1, dtype=np.int64)
+        return block * self._block + order[within - block * self._block :]
 
-    def read(self, sequence: int) -> NDArray[np.unsignedinteger]:
-        """Return the `context + 1` tokens of a sequence."""
-        start = self.window(sequence) * self._context
-        return self._store.read(start, start + self._context + 1)
+    def read(self, first: int, count: int) -> NDArray[Any]:
+        """Return sequences number `first` to `first + count` in order, of shape (count, context + 1)."""
+        pieces: list[NDArray[np.int64]] = []
+        stop = first + count
+        while first < stop:
+            piece = self._run(first)[: stop - first]
+            pieces.append(piece)
+            first += len(piece)
+        windows = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+        return self._tokens.gather(windows * self._stride, self._context + 1)
 
 
 class Batches:
@@ -83,7 +90,7 @@ class Batches:
     share exactly over the run, to the nearest sequence.
     """
 
-    def __init__(self, spec: BatchSpec, downstream: TokenStore, upstream: TokenStore | None) -> None:
+    def __init__(self, spec: BatchSpec, downstream: TokenRow, upstream: TokenRow | None) -> None:
         self.spec = spec
         self._downstream = Windows(downstream, spec.context, spec.seed, spec.shuffle_window)
         self._upstream = None if upstream is None else Windows(upstream, spec.context, spec.seed, 1)
@@ -99,10 +106,9 @@ class Batches:
         n_old = old_after - old_before
         new_before = (step - 1) * spec.batch_size - old_before
         out = np.empty((stop - start, spec.context + 1), dtype=np.int64)
-        for row in range(start, stop):
-            if row < n_old:
-                assert self._upstream is not None
-                out[row - start] = self._upstream.read(old_before + row)
-            else:
-                out[row - start] = self._downstream.read(new_before + row - n_old)
+        middle = min(max(start, n_old), stop)
+        if start < middle:
+            assert self._upstream is not None
+            out[: middle - start] = self._upstream.read(old_before + start, middle - start)
+        out[middle - start :] = self._downstream.read(new_before + middle - n_old, stop - middle)
         return out

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 Cursor = Mapping[str, Any]
 """Where a source stands, as JSON: whatever it needs to give the next document and no earlier one."""
 
@@ -16,6 +19,8 @@ class Document:
 
     text: str
     domain: str
+    ids: NDArray[np.int64] | None = None
+    """Token ids, where the data holds those instead of text."""
 
 
 class Source(Protocol):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 
 from rewarm.cache import cache_dir, make_dir
-from rewarm.config import SIDES, Config, parse_tokens, source
+from rewarm.config import SIDES, Config, parse_tokens
 from rewarm.data.batches import Batches, BatchSpec
-from rewarm.data.sources import make_source
-from rewarm.data.store import StoreSpec, TokenStore, open_store
+from rewarm.data.sources import make_source, open_existing
+from rewarm.data.store import StoreSpec, Tokens, open_store
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.data.validation import ValidationSet, validation_set
 from rewarm.plan import Plan, make_plan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,11 @@ class RunData:
 
 def _open(
     config: Config, side: str, split: str, tokenizer: Tokenizer, until: int, limit: int | None = None
-) -> TokenStore:
-    """Return a store of `until` tokens or more, being filled in the background where it is short."""
-    stream = make_source(source(config.data, side), side, split)
+) -> Tokens:
+    """Return `until` tokens or more of a side: as they lie, or in a store that is filled in the background."""
+    if existing := open_existing(config.data, side, split, tokenizer):
+        return existing
+    stream = make_source(config.data, side, split)
     spec = StoreSpec(
         source=stream.fingerprint(),
         tokenizer=tokenizer.fingerprint,
@@ -39,18 +44,25 @@ def _open(
         limit=limit,
     )
     store = open_store(make_dir(cache_dir() / "stores", "REWARM_CACHE"), spec)
-    store.produce(stream, tokenizer, until)
+    store.produce(stream, tokenizer, until, config.data.workers)
     return store
 
 
 def open_validation(config: Config, tokenizer: Tokenizer) -> dict[str, ValidationSet]:
     """Return both validation sets by side."""
     n_tokens = parse_tokens("data.validation_tokens", config.data.validation_tokens)
+    context = config.train.context
     stores = {side: _open(config, side, "validation", tokenizer, n_tokens + 1, limit=n_tokens + 1) for side in SIDES}
-    return {side: validation_set(store, n_tokens, config.train.context) for side, store in stores.items()}
+    sets = {side: validation_set(store, n_tokens, context) for side, store in stores.items()}
+    for side, found in sets.items():
+        if found.n_tokens < n_tokens // context * context:
+            log.warning(
+                "%s validation text gives %s tokens of the %s asked for", side, f"{found.n_tokens:,}", f"{n_tokens:,}"
+            )
+    return sets
 
 
-def open_training(config: Config, plan: Plan, tokenizer: Tokenizer) -> dict[str, TokenStore]:
+def open_training(config: Config, plan: Plan, tokenizer: Tokenizer) -> dict[str, Tokens]:
     """Return the training stores that the run reads, being filled: the side trained on, and upstream for replay."""
     return {
         side: _open(config, side, "train", tokenizer, tokens) for side, tokens in needed_tokens(config, plan).items()
@@ -84,13 +96,13 @@ def open_data(config: Config, plan: Plan, tokenizer: Tokenizer) -> RunData:
         ),
         upstream=validation["upstream"],
         downstream=validation["downstream"],
-        fingerprint={side: store.spec.digest for side, store in training.items()}
-        | {"tokenizer": tokenizer.fingerprint},
+        fingerprint={side: store.digest for side, store in training.items()} | {"tokenizer": tokenizer.fingerprint},
     )
 
 
 def prepare(config: Config) -> None:
     """Tokenise everything that the run of `config` would read, and say what there is."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     tokenizer = load_tokenizer(config.data.tokenizer)
     plan = make_plan(config)
     training = open_training(config, plan, tokenizer)
@@ -98,6 +110,5 @@ def prepare(config: Config) -> None:
     for side, data in validation.items():
         sys.stdout.write(f"{side} validation: {data.n_tokens:,} tokens\n")
     for side, tokens in needed_tokens(config, plan).items():
-        store = training[side]
-        store.ensure(tokens)
-        sys.stdout.write(f"{side} training: {store.n_tokens:,} tokens in {store.folder}\n")
+        training[side].ensure(tokens)
+        sys.stdout.write(f"{side} training: {training[side].n_tokens:,} tokens in {training[side].folder}\n")

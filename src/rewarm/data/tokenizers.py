@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
+from rewarm.data.hub import download, parse_id
 from rewarm.errors import DataError, UserError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -21,21 +25,35 @@ class Tokenizer:
 
     fast: FastTokenizer
     end_of_text: int
+    size: int
+    """One more than the highest token id."""
     fingerprint: str
     folder: Path | None = None
     """Folder with the tokenizer's files, to be saved beside the weights."""
 
-    @property
-    def size(self) -> int:
-        """Return one more than the highest token id."""
-        return int(self.fast.get_vocab_size(with_added_tokens=True))
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Return the token ids of each text, without special tokens but for the end-of-text that closes it."""
+        rows = []
+        for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False):
+            ids = encoding.ids
+            ids.append(self.end_of_text)
+            rows.append(np.array(ids, dtype=np.uint32))
+        return rows
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, without special tokens."""
-        return [e.ids for e in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def decode(self, ids: NDArray[np.integer]) -> str:
+        """Return the text of token ids, without special tokens."""
+        return str(self.fast.decode(ids.tolist(), skip_special_tokens=True))
 
 
-def _from_file(path: Path, end_of_text: str | None = None) -> Tokenizer:
+def _end_of_text(path: Path) -> list[str]:
+    """Return the names that the end-of-text token may have, the likeliest first."""
+    config = path.with_name("tokenizer_config.json")
+    eos = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    return [*END_OF_TEXT, eos] if isinstance(eos, str) else [*END_OF_TEXT]
+
+
+def _from_file(path: Path) -> Tokenizer:
     try:
         content = path.read_bytes()
         fast = FastTokenizer.from_buffer(content)
@@ -43,11 +61,12 @@ def _from_file(path: Path, end_of_text: str | None = None) -> Tokenizer:
         raise DataError(f"{path}: is not a tokenizer.json ({error})") from error
     fast.no_padding()
     fast.no_truncation()
-    names = (end_of_text,) if end_of_text else END_OF_TEXT
+    names = _end_of_text(path)
     ids = [i for i in map(fast.token_to_id, names) if i is not None]
     if not ids:
         raise DataError(f"{path}: has no end-of-text token (looked for {', '.join(names)})")
-    return Tokenizer(fast, ids[0], hashlib.sha256(content).hexdigest(), path.parent)
+    size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
+    return Tokenizer(fast, ids[0], size, hashlib.sha256(content).hexdigest(), path.parent)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -55,8 +74,16 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "builtin":
         return _from_file(ASSETS / "tokenizer" / "tokenizer.json")
     path = Path(name).expanduser()
-    if path.is_file():
-        return _from_file(path)
-    if (path / "tokenizer.json").is_file():
-        return _from_file(path / "tokenizer.json")
-    raise UserError(f"data.tokenizer={name}: no such file or folder with a tokenizer.json")
+    for file in (path, path / "tokenizer.json"):
+        if file.is_file():
+            return _from_file(file)
+    if repo := parse_id("data.tokenizer", name):
+        file = (
+            download(repo, ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]) / "tokenizer.json"
+        )
+        if file.is_file():
+            return _from_file(file)
+        raise UserError(f"data.tokenizer={name}: has no tokenizer.json; give the id of a fast tokenizer")
+    raise UserError(
+        f"data.tokenizer={name}: no such file or folder with a tokenizer.json, and no hub id (owner/name)"
+    )

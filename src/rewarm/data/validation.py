@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rewarm.data.store import TokenStore
+from rewarm.data.store import Tokens
 from rewarm.errors import DataError
 
 
@@ -29,30 +29,32 @@ class ValidationSet:
         return int(self.domain_of.size)
 
 
-def validation_set(store: TokenStore, n_tokens: int, context: int) -> ValidationSet:
-    """Return the validation set of the first `n_tokens` predicted tokens of a store, in whole windows.
+def validation_set(tokens: Tokens, n_tokens: int, context: int) -> ValidationSet:
+    """Return the validation set of the first `n_tokens` predicted tokens, in whole windows.
 
     A document's bytes are shared evenly among its tokens, so that a document cut at the end counts in part.
     """
-    store.ensure(n_tokens + 1)
-    count = min(n_tokens, store.n_tokens - 1) // context
+    stride = tokens.stride(context)
+    wanted = n_tokens // context
+    tokens.ensure((wanted - 1) * stride + context + 1)
+    count = min(wanted, (tokens.n_tokens - context - 1) // stride + 1)
     if count < 1:
         raise DataError(
-            f"{store.folder}: validation text gives {store.n_tokens:,} tokens, fewer than one sequence of "
-            f"{context + 1}; give more text, or a smaller train.context"
+            f"{tokens.folder}: validation text gives {tokens.n_tokens:,} tokens, fewer than one sequence of "
+            f"{context + 1}; give more text, a larger validation_share, or a smaller train.context"
         )
-    n = count * context
-    flat = store.read(0, n + 1).astype(np.int64)
-    rows = list(store.documents())
+    starts = np.arange(count, dtype=np.int64) * stride
+    end = int(starts[-1]) + context + 1
+    rows = list(tokens.documents(end))
     ends = np.array([end for end, _, _ in rows], dtype=np.int64)
     names = tuple(sorted({domain for _, domain, _ in rows}))
     numbers = np.array([names.index(domain) for _, domain, _ in rows], dtype=np.int64)
     bytes_per_token = np.array([b for _, _, b in rows], dtype=np.float64) / np.diff(ends, prepend=0)
-    # Predicted token i is token i + 1 of the store.
-    document_of = np.searchsorted(ends, np.arange(1, n + 1), side="right")
+    predicted = (starts[:, None] + np.arange(1, context + 1)).ravel()
+    document_of = np.searchsorted(ends, predicted, side="right")
     domain_of = numbers[document_of]
     domain_bytes = np.bincount(domain_of, weights=bytes_per_token[document_of], minlength=len(names)).astype(
         np.float64
     )
-    windows = np.lib.stride_tricks.sliding_window_view(flat, context + 1)[::context]
-    return ValidationSet(windows.copy(), domain_of.reshape(count, context), names, domain_bytes)
+    windows = tokens.gather(starts, context + 1).astype(np.int64)
+    return ValidationSet(windows, domain_of.reshape(count, context), names, domain_bytes)

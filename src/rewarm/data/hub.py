@@ -1,0 +1,356 @@
+"""The hub: commits, listings and files of model and dataset repositories, through the hub's own libraries.
+
+What was looked up once is pinned or cached, so that a run whose files are all here needs no network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rewarm.cache import cache_dir, make_dir, write_json
+from rewarm.config import SourceConfig
+from rewarm.data.shards import FORMATS, format_of
+from rewarm.errors import DataError, RewarmError, UserError, choice
+
+log = logging.getLogger(__name__)
+
+START_PATIENCE = 8.0
+"""Seconds for which a hub is tried before a run says that it cannot be reached."""
+CONNECT_SECONDS = 6.0
+READ_SECONDS = 30.0
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+RANGE = 8 << 20
+"""Bytes of one request."""
+WEIGHTS = ("*.safetensors", "*.bin")
+"""Files of weights, the preferred first."""
+
+
+class HubUnreachableError(DataError):
+    """The hub does not answer, and what is asked of it is not in the cache."""
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository of the hub at a revision; `key` is the config's name for it, which leads errors."""
+
+    key: str
+    id: str
+    revision: str
+    type: str = "model"
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.id}@{self.revision}"
+
+
+def parse_id(key: str, name: str, default_revision: str = "main") -> Repo | None:
+    """Return the model repository that `owner/name` or `owner/name@revision` names; None for what is no id."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    return Repo(key, match[1], match[2] or default_revision) if match else None
+
+
+def nearest_revisions(wanted: str, known: Sequence[str]) -> list[str]:
+    """Return up to four of the `known` revisions: those whose step is nearest, or whose name is most alike."""
+    step = re.fullmatch(r"(?:step)?(\d+)", wanted)
+    steps = {name: int(match[1]) for name in known if (match := re.fullmatch(r"step(\d+)", name))}
+    if step and steps:
+        near = sorted(steps, key=lambda name: abs(steps[name] - int(step[1])))[:4]
+        return sorted(near, key=steps.__getitem__)
+    return difflib.get_close_matches(wanted, known, n=4, cutoff=0.3) or sorted(known)[:4]
+
+
+def _waits(patience: float) -> Iterator[float]:
+    """Yield how long to wait before each further try, until `patience` seconds have passed."""
+    deadline = time.monotonic() + patience
+    wait = FIRST_WAIT
+    while (left := deadline - time.monotonic()) > 0:
+        yield min(wait, left)
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+@contextmanager
+def _explained(repo: Repo) -> Iterator[None]:
+    """Turn what the hub says of a repository into one line."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except RevisionNotFoundError as error:
+        refs = HfApi().list_repo_refs(repo.id, repo_type=repo.type)
+        near = nearest_revisions(repo.revision, [ref.name for ref in (*refs.branches, *refs.tags)])
+        raise UserError(f"{repo}: has no revision {repo.revision}; the nearest are {', '.join(near)}") from error
+    except GatedRepoError as error:
+        raise UserError(f"{repo}: is gated; accept its terms on the hub and set HF_TOKEN") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{repo}: no such {repo.type} on the hub, or it is private and HF_TOKEN is not set"
+        ) from error
+
+
+def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
+    """Return what the hub says of a repository, or None where it cannot be reached."""
+    from huggingface_hub import HfApi
+
+    reason: Exception | None = None
+    waits = _waits(START_PATIENCE)
+    while True:
+        try:
+            with _explained(repo):
+                return HfApi().repo_info(
+                    repo.id, revision=repo.revision, repo_type=repo.type, timeout=CONNECT_SECONDS
+                )
+        except RewarmError:
+            raise
+        except Exception as error:  # whatever the HTTP library raises
+            reason = error
+        status = _status(reason)
+        wait = next(waits, None)
+        if wait is None or status is None or not _passing(status):
+            log.warning("%s: the hub cannot be reached (%s)", repo, _line(reason))
+            return None
+        time.sleep(wait)
+
+
+def _passing(status: int) -> bool:
+    """Return whether an HTTP status may pass by itself."""
+    return status in (408, 429) or status >= 500
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _unreachable(repo: Repo) -> HubUnreachableError:
+    from huggingface_hub import constants
+
+    return HubUnreachableError(
+        f"{repo}: {constants.ENDPOINT} cannot be reached, and this is not in the cache ({constants.HF_HUB_CACHE}); "
+        f"connect, or point HF_HOME to a cache that has it, or use scale=local, which needs no network"
+    )
+
+
+def _snapshot(repo: Repo, patterns: Sequence[str], *, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _explained(repo):
+        return Path(
+            snapshot_download(
+                repo.id,
+                repo_type=repo.type,
+                revision=repo.revision,
+                allow_patterns=list(patterns),
+                local_files_only=local,
+            )
+        )
+
+
+def download(repo: Repo, patterns: Sequence[str], weights: Sequence[str] = ()) -> Path:
+    """Return a folder with the files of a repository that match `patterns`, downloaded or from the cache.
+
+    Of `weights`, patterns in order of preference, only the first that matches a file counts.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    info = _info(repo)
+    if info is None:
+        for choice_of_weights in weights or ("",):
+            try:
+                folder = _snapshot(repo, [*patterns, choice_of_weights], local=True)
+            except LocalEntryNotFoundError:
+                continue
+            if not choice_of_weights or any(folder.glob(choice_of_weights)):
+                return folder
+        raise _unreachable(repo)
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    chosen = [w for w in weights if any(Path(name).match(w) for name in names)][:1]
+    if weights and not chosen:
+        raise UserError(f"{repo}: holds no weights ({' or '.join(weights)})")
+    try:
+        return _snapshot(repo, [*patterns, *chosen], local=False)
+    except RewarmError:
+        raise
+    except Exception as error:  # whatever the HTTP library raises
+        raise DataError(f"{repo}: could not be downloaded ({_line(error)}); a rerun goes on from there") from error
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a split of a dataset at a commit, in order: paths and sizes."""
+
+    commit: str
+    files: tuple[tuple[str, int], ...]
+
+
+def list_split(key: str, source: SourceConfig, dataset: str, split: str) -> Listing:
+    """Return the files of a split, as `datasets` resolves them.
+
+    The first answer is pinned in the cache: every later run reads the same commit, with or without a network.
+    """
+    repo = Repo(f"{key}.id", dataset, source.revision, "dataset")
+    asked = [dataset, source.revision, source.subset, split]
+    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+    pin = make_dir(cache_dir() / "hub", "REWARM_CACHE") / f"{name}.json"
+    if pin.is_file():
+        held = json.loads(pin.read_text())
+        return Listing(held["commit"], tuple((path, size) for path, size in held["files"]))
+    info = _info(repo)
+    if info is None:
+        raise _unreachable(repo)
+    paths = _resolve(repo, key, source.subset, split, info.sha)
+    for path in paths:
+        if format_of(path) is None:
+            raise UserError(f"{repo}: {path} is none of {', '.join(FORMATS)}")
+    listing = Listing(info.sha, tuple(_sizes(repo, info.sha, paths)))
+    write_json(pin, {"asked": asked, "commit": info.sha, "files": listing.files})
+    return listing
+
+
+def _resolve(repo: Repo, key: str, subset: str | None, split: str, commit: str) -> list[str]:
+    """Return the paths of a split's files in the repository."""
+    from datasets import disable_progress_bars, load_dataset_builder
+    from datasets.exceptions import DatasetNotFoundError
+
+    disable_progress_bars()
+    try:
+        builder = load_dataset_builder(repo.id, name=subset, revision=commit)
+    except RuntimeError as error:
+        if "scripts" in str(error):
+            raise UserError(f"{repo}: needs code from the hub to be read, which rewarm does not run") from error
+        raise DataError(f"{repo}: could not be listed ({_line(error)})") from error
+    except ValueError as error:  # the one about subsets names those that there are
+        raise UserError(f"{key}.subset={subset}: {' '.join(str(error).split())}") from error
+    except (DatasetNotFoundError, OSError) as error:
+        raise DataError(f"{repo}: could not be listed ({_line(error)})") from error
+    splits: Mapping[Any, Sequence[str]] = builder.config.data_files or {}
+    by_name = {str(name): files for name, files in splits.items()}
+    if split not in by_name:
+        raise choice(f"{repo}: split", split, by_name)
+    prefix = f"hf://datasets/{repo.id}@{commit}/"
+    return [str(file).removeprefix(prefix) for file in by_name[split]]
+
+
+def _sizes(repo: Repo, commit: str, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
+    from huggingface_hub import HfApi
+
+    at_once = 500
+    sizes: dict[str, int] = {}
+    for start in range(0, len(paths), at_once):
+        infos = HfApi().get_paths_info(
+            repo.id, list(paths[start : start + at_once]), repo_type=repo.type, revision=commit
+        )
+        sizes.update({info.path: getattr(info, "size", 0) for info in infos})
+    for path in paths:
+        yield path, sizes[path]
+
+
+@dataclass(frozen=True)
+class HubShard:
+    """A file of a dataset at a commit."""
+
+    dataset: str
+    commit: str
+    path: str
+    size: int
+    patience: float
+    """Seconds for which a hub that fails is asked again."""
+
+    @property
+    def name(self) -> str:
+        """Return the dataset and the path in it."""
+        return f"{self.dataset}/{self.path}"
+
+    def open(self) -> BinaryIO:
+        """Return the file, read by range requests as its content is asked for."""
+        return io.BufferedReader(_HubFile(self), RANGE)
+
+
+class _HubFile(io.RawIOBase):
+    """A remote file. A request that fails is made again, with growing waits, until patience runs out.
+
+    `DataError` then: the position is the cursor's business, so that a rerun continues.
+    """
+
+    def __init__(self, shard: HubShard) -> None:
+        from huggingface_hub import hf_hub_url
+
+        self._shard = shard
+        self._url = hf_hub_url(shard.dataset, shard.path, repo_type="dataset", revision=shard.commit)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._shard.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
+        stop = min(self._at + len(buffer), self._shard.size)
+        if stop <= self._at:
+            return 0
+        data = self._fetch(self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        waits = _waits(self._shard.patience)
+        while True:
+            try:
+                return self._request(start, stop)
+            except DataError:
+                raise
+            except Exception as error:  # whatever the HTTP library raises
+                failure = error
+            wait = next(waits, None)
+            if wait is None:
+                raise DataError(
+                    f"{self._shard.name}: the hub failed for {self._shard.patience:g} s at byte {start:,} "
+                    f"({_line(failure)}); what was tokenised is kept, rerun to go on"
+                ) from failure
+            log.warning("%s: %s; asked again in %.1f s", self._shard.name, _line(failure), wait)
+            time.sleep(wait)
+
+    def _request(self, start: int, stop: int) -> bytes:
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # public, not in __all__
+
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        with get_session().stream("GET", self._url, headers=headers, timeout=READ_SECONDS) as response:
+            status = response.status_code
+            if 400 <= status < 500 and not _passing(status):
+                raise DataError(f"{self._shard.name}: the hub refuses it (HTTP {status}); check HF_TOKEN")
+            if status >= 400:
+                raise ConnectionError(f"HTTP {status}")
+            if status != 206:
+                raise DataError(f"{self._shard.name}: {self._url} does not serve ranges (HTTP {status})")
+            data = bytes(response.read())
+        if len(data) != stop - start:
+            raise ConnectionError(f"{len(data):,} bytes came of {stop - start:,}")
+        return data

@@ -1,0 +1,123 @@
+"""Records of a raw shard: each with the position after it, and the faults met on the way."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zstandard
+
+from rewarm.data.shards import Shard, content, format_of
+from rewarm.errors import DataError
+
+TEXT_PIECE = 1 << 14
+"""A file of text becomes documents of this many bytes or a little more, cut at blank lines."""
+PARQUET_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a shard's reader stands: records (lines, rows) behind it, and decompressed bytes."""
+
+    record: int = 0
+    byte: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A record that cannot be used, and why."""
+
+    reason: str
+
+
+Record = Mapping[str, Any] | str | Fault
+
+
+def read_shard(shard: Shard, start: Position, columns: Sequence[str]) -> Iterator[tuple[Position, Record]]:
+    """Yield the records of a shard after `start`, each with the position after it.
+
+    A damaged end (a truncated file, a corrupt block) is one fault, and the last record.
+    Only `columns` of a parquet file are read. Raises `DataError` where the shard cannot be opened.
+    """
+    kind = format_of(shard.name)
+    at = start
+    try:
+        with shard.open() as file:
+            if kind == ".parquet":
+                for at, record in _parquet(file, start, columns):
+                    yield at, record
+                return
+            stream = content(shard, file, start.byte)
+            for at, record in (_text if kind == ".txt" else _lines)(stream, start):
+                yield at, record
+    except FileNotFoundError as error:
+        raise DataError(f"{shard.name}: is gone since the stream was listed") from error
+    except (EOFError, zlib.error, zstandard.ZstdError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        yield Position(at.record + 1, at.byte), Fault(f"the file is damaged from here on ({reason})")
+
+
+def _lines(stream: Any, start: Position) -> Iterator[tuple[Position, Record]]:  # noqa: ANN401 - any binary stream
+    number, byte = start.record, start.byte
+    for line in stream:
+        number, byte = number + 1, byte + len(line)
+        if not line.isspace():
+            yield Position(number, byte), _parse(line)
+
+
+def _parse(line: bytes) -> Record:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Fault(f"invalid UTF-8 ({error.reason} at byte {error.start})")
+    except (ValueError, RecursionError) as error:
+        return Fault(f"malformed JSON ({error})")
+    return value if isinstance(value, dict) else Fault(f"is a JSON {type(value).__name__}, not an object")
+
+
+def _text(stream: Any, start: Position) -> Iterator[tuple[Position, Record]]:  # noqa: ANN401 - any binary stream
+    number, byte = start.record, start.byte
+    lines: list[bytes] = []
+    size = 0
+
+    def piece() -> Record:
+        try:
+            return b"".join(lines).decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Fault(f"invalid UTF-8 ({error.reason} at byte {byte - size + error.start})")
+
+    for line in stream:
+        number, byte, size = number + 1, byte + len(line), size + len(line)
+        lines.append(line)
+        if size >= TEXT_PIECE and line.isspace():
+            yield Position(number, byte), piece()
+            lines.clear()
+            size = 0
+    if lines:
+        yield Position(number, byte), piece()
+
+
+def _parquet(file: Any, start: Position, columns: Sequence[str]) -> Iterator[tuple[Position, Record]]:  # noqa: ANN401
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(file)
+    present = [column for column in columns if column in parquet.schema_arrow.names]
+    if not present:
+        raise ValueError(f"has none of the columns {', '.join(columns)}, but {', '.join(parquet.schema_arrow.names)}")
+    row = 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        if row + rows <= start.record:
+            row += rows
+            continue
+        for batch in parquet.iter_batches(batch_size=PARQUET_BATCH, row_groups=[group], columns=present):
+            if row + len(batch) <= start.record:
+                row += len(batch)
+                continue
+            for record in batch.to_pylist():
+                row += 1
+                if row > start.record:
+                    yield Position(row), record
