@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from rewarm.config import Config, conf_dir, from_hydra, schema
-from rewarm.errors import RewarmError, UserError, choice, nearest
+from rewarm.errors import PreemptedError, RewarmError, UserError, choice, nearest
 
 FLAGS = (  # those of Hydra's own parser
     *("--multirun", "-m", "--run", "-r", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
@@ -90,7 +90,7 @@ def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
         try:
             return task(cfg)
         except RewarmError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and not isinstance(error, PreemptedError):
                 raise  # the sweep goes on; Hydra raises the first failure at its end
             sys.stderr.write(f"rewarm: {error}\n")
             sys.exit(error.exit_code)
