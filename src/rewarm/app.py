@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import hydra
@@ -21,8 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from rewarm.config import Config, conf_dir, from_hydra, schema
-from rewarm.errors import PreemptedError, RewarmError, UserError, choice, nearest
+from rewarm.config import Config, check, conf_dir, from_dict, from_hydra, schema
+from rewarm.errors import RewarmError, UserError, choice, nearest
+from rewarm.rundir import RunFolder
 
 FLAGS = (  # those of Hydra's own parser
     *("--multirun", "-m", "--run", "-r", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
@@ -58,8 +60,25 @@ def _train(cfg: DictConfig) -> object:
     return run(config)
 
 
+def _as_the_run_was(config: Config) -> Config:
+    """Return the config with the data and the precision of the run that `init` lies in, if it lies in one.
+
+    So a run's checkpoints are scored on what the run was scored on. What the command line sets itself stays.
+    """
+    base = Path(config.init.partition("@")[0]).expanduser()
+    run = next((p for p in (base, base.parent.parent) if (p / "config.yaml").is_file()), None)
+    if run is None:
+        return config
+    saved = from_dict(RunFolder(run).read_config())
+    given = {override.lstrip("+").split("=")[0].split(".")[0] for override in HydraConfig.get().overrides.task}
+    if "scale" in given:
+        return config
+    taken = [k for k in ("data", "train", "evaluation", "model", "precision", "seed") if k not in given]
+    return check(replace(config, **{key: getattr(saved, key) for key in taken}))
+
+
 def _eval(cfg: DictConfig) -> None:
-    config = _config_of(cfg)
+    config = _as_the_run_was(_config_of(cfg))
     from rewarm.training.run import evaluate_init
 
     evaluate_init(config)
@@ -90,7 +109,7 @@ def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
         try:
             return task(cfg)
         except RewarmError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and not isinstance(error, PreemptedError):
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the sweep goes on; Hydra raises the first failure at its end
             sys.stderr.write(f"rewarm: {error}\n")
             sys.exit(error.exit_code)

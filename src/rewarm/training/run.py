@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rewarm import __version__
+from rewarm.cache import storing
 from rewarm.config import Config
 from rewarm.data.prepare import RunData, open_data, open_validation
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
@@ -167,7 +168,8 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
         folder.sync_metrics()
         checkpoints.write(folder.checkpoints, snapshot, state.model, tokenizer.folder)
         c = config.checkpoint
-        checkpoints.prune(folder.checkpoints, c.keep, c.keep_every, loop.plan.milestones)
+        with storing(folder.checkpoints):
+            checkpoints.prune(folder.checkpoints, c.keep, c.keep_every, loop.plan.milestones)
 
     def record(metrics: dict[str, float]) -> None:
         folder.append_metrics(metrics)
