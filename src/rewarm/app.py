@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import sys
@@ -16,12 +15,12 @@ from typing import cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from rewarm import sweeps
 from rewarm.config import Config, check, conf_dir, from_dict, from_hydra, schema
 from rewarm.errors import RewarmError, UserError, choice, nearest
 from rewarm.rundir import RunFolder
@@ -37,15 +36,24 @@ def register() -> None:
     """Make the schema and the resolvers that `conf/` uses known to Hydra and OmegaConf."""
     ConfigStore.instance().store("schema", schema())
     OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)
+    OmegaConf.register_new_resolver("run_name", sweeps.run_name, replace=True)
+
+
+register()  # on import, because a sweep's worker processes import this module and compose configs of their own
 
 
 def _config_of(cfg: DictConfig) -> Config:
-    """Return the checked config; in a sweep, `run_dir` becomes the folder of this one run."""
+    """Return the checked config; in a sweep, `run_dir` becomes the folder of this one run.
+
+    Where a sweep runs one process for each core, a run gets one thread.
+    """
     config = from_hydra(cfg)
     job = HydraConfig.get()
-    if job.mode == RunMode.MULTIRUN:
-        return replace(config, run_dir=job.runtime.output_dir)
-    return config
+    if job.mode != RunMode.MULTIRUN:
+        return config
+    if job.runtime.choices["hydra/launcher"] == "joblib" and config.train.threads is None:
+        config = replace(config, train=replace(config.train, threads=1))
+    return replace(config, run_dir=job.runtime.output_dir)
 
 
 def _train(cfg: DictConfig) -> object:
@@ -98,6 +106,22 @@ def _schedule(cfg: DictConfig) -> None:
     preview(config)
 
 
+def _in_sweep(task: Callable[[DictConfig], object], cfg: DictConfig, name: str) -> object:
+    """Do one run of a sweep; say at once, under its name, what went wrong."""
+    try:
+        return task(cfg)
+    except RewarmError as error:
+        sys.stderr.write(f"rewarm: {name}: {error}\n")
+        if error.exit_code > 128:
+            sweeps.stop_after(error)
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise RewarmError(f"{type(error).__name__}: {error}") from error
+    finally:
+        sys.stdout.flush()
+
+
 def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
     """Return `task` as a Hydra application that reports its own errors.
 
@@ -106,17 +130,19 @@ def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
 
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> object:
+        job = HydraConfig.get()
         try:
-            return task(cfg)
+            if job.mode != RunMode.MULTIRUN:
+                return task(cfg)
+            sweeps.check_may_start()
+            return _in_sweep(task, cfg, Path(job.runtime.output_dir).name)
         except RewarmError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if job.mode == RunMode.MULTIRUN:
                 raise  # the sweep goes on; Hydra raises the first failure at its end
             sys.stderr.write(f"rewarm: {error}\n")
             sys.exit(error.exit_code)
-        except Exception as error:
+        except Exception:
             traceback.print_exc()
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise RewarmError(f"{type(error).__name__}: {error}") from error
             sys.exit(1)
 
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -133,47 +159,43 @@ def _check_flags(arguments: Sequence[str]) -> None:
             raise UserError(f"{argument}: unknown option{nearest(flag, FLAGS)} (overrides are key=value)")
 
 
-def default_sweep_dir(arguments: Sequence[str]) -> str:
-    """Return the folder of a sweep that names none: the same command finds the same folder again."""
-    overrides = [a for a in arguments if not a.startswith(("-", "hydra."))]
-    names = [a.split("=", 1)[1] for a in overrides if re.match(r"\+?experiment=", a)]
-    swept = [a.split("=", 1)[0] for a in overrides if "," in a]
-    label = "-".join(names + swept).replace("/", "-").replace("@", "-") or "sweep"
-    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
-    return f"runs/{label}-{digest}"
-
-
-def _fixed_keys(arguments: Sequence[str]) -> list[str]:
-    """Return the keys that are overridden with one value, in the form in which Hydra names folders after them."""
-    try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
-    except HydraException:
-        return []  # Hydra reads the same strings again, and then the mistake is reported
-    return ["run_dir", *(o.key_or_group for o in overrides if not o.is_sweep_override())]
-
-
 def run_verb(verb: str, arguments: Sequence[str]) -> None:
     """Compose the config of `arguments` and run `verb` on it. Raises `UserError` for a mistake in it."""
     _check_flags(arguments)
-    register()
-    arguments = list(arguments)
-    sweeps = any(a in ("-m", "--multirun") for a in arguments)
-    if sweeps:
-        # A run of a sweep is named by what is swept alone: what all runs share would make names too long.
-        arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(_fixed_keys(arguments))}]")
-        if not any(a.startswith("run_dir=") for a in arguments):
-            arguments.append(f"run_dir={default_sweep_dir(arguments)}")
+    arguments = sweeps.prepare(arguments)
     # Hydra then raises what went wrong, instead of printing pages about it and leaving.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"rewarm {verb}", *arguments]
     try:
-        TASKS[verb]()
+        if sweeps.is_sweep(arguments):
+            _sweep(verb, arguments)
+        else:
+            TASKS[verb]()
     except RewarmError:
         raise
     except PermissionError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another run_dir") from error
     except Exception as error:
         raise _explain(error) from error
+
+
+def _sweep(verb: str, arguments: Sequence[str]) -> None:
+    """Run a sweep; of training, say at its end how the runs compare. Raises the error that it ends with."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of processes side by side would overwrite each other
+    failed: RewarmError | None = None
+    with sweeps.passing_on_signals() as came:
+        try:
+            TASKS[verb]()
+        except RewarmError as error:
+            failed = error
+    folder = Path(next(a for a in reversed(arguments) if a.startswith("run_dir=")).removeprefix("run_dir="))
+    trained = verb == "train" and sweeps.finished_runs(folder)[0]
+    if trained:
+        sys.stdout.write(sweeps.table(folder))
+    if failed is not None:
+        failed = sweeps.failure(folder, failed) if trained else failed
+        failed.exit_code = 128 + came[0] if came else failed.exit_code
+        raise failed
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -59,6 +59,8 @@ class ModelConfig:
     """Hugging Face id or folder whose architecture `init=scratch` takes instead of the shape below."""
     init: str = MISSING
     """The `init` that a run of this model starts from unless another is asked for."""
+    earlier: list[str] = field(default_factory=list)
+    """Two checkpoints from earlier in the pre-training, as an `init` each: an early one, and one after it."""
     peak_lr: float = MISSING
     """Highest LR of the pre-training: the default `max_lr`."""
     final_lr: float = MISSING
@@ -249,6 +251,12 @@ class ExperimentConfig:
     """Name of the experiment."""
     question: str = ""
     """The question, for the report."""
+    horizon: Any = None
+    """Horizon of every arm, in tokens."""
+    budget: Any = None
+    """Budget of the arms that the paper shows from beginning to end."""
+    short: Any = None
+    """Budget of the arms of which the paper shows only the beginning."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +284,8 @@ class Config:
     replay: float = 0.0
     """Share of every batch that comes from upstream."""
     init: str = MISSING
-    """Where weights come from: scratch, builtin, builtin@step, owner/name@revision, a folder, run@step."""
+    """Where weights come from: scratch, builtin, builtin@step, owner/name@revision, a folder, run@step, and
+    builtin@lossX or run@lossX for the checkpoint whose upstream loss was nearest to X."""
     seed: int = 0
     """Seed of the data order, and of the weights where they start from scratch."""
     precision: str = "auto"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from rewarm.config import ModelConfig
 from rewarm.data.tokenizers import ASSETS
 from rewarm.errors import CheckpointError, UserError
+from rewarm.rundir import RunFolder
 
 UPSTREAM = ASSETS / "upstream"
 """Checkpoints of the built-in model, one folder for each step of its pre-training."""
@@ -52,19 +55,51 @@ def _pick(init: str, revision: str, steps: dict[int, Path]) -> Path:
     return steps[int(match[1])]
 
 
+def nearest_by_loss(init: str, target: float, curve: Mapping[int, float], steps: Mapping[int, Path]) -> Path:
+    """Return the checkpoint whose upstream loss was nearest to `target`, in nats; `curve` has the loss by step.
+
+    So the paper chose its earlier checkpoints: by how far the model still was from converged.
+    """
+    scored = {step: curve[step] for step in steps if step in curve}
+    if not scored:
+        raise CheckpointError(f"init={init}: no checkpoint's upstream loss is known; choose one by its step")
+    return steps[min(scored, key=lambda step: abs(scored[step] - target))]
+
+
+def _pretraining_curve() -> dict[int, float]:
+    """Return the upstream loss of the built-in checkpoints by step, from the `curve.csv` beside them."""
+    path = UPSTREAM / "curve.csv"
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {int(row["step"]): float(row["upstream_loss"]) for row in csv.DictReader(file)}
+
+
+def _run_curve(path: Path) -> dict[int, float]:
+    return {int(row["step"]): row["upstream/loss"] for row in RunFolder(path).read_metrics() if "upstream/loss" in row}
+
+
 def resolve_init(init: str) -> Init:
     """Return where the weights of `init` lie. Raises `CheckpointError` where there are none.
 
-    Forms: scratch, builtin, builtin@STEP, FOLDER (in Hugging Face's format), RUN, RUN@STEP.
+    Forms: scratch, builtin, builtin@STEP, builtin@lossX, FOLDER (in Hugging Face's format), RUN, RUN@STEP, RUN@lossX;
+    `lossX` is the checkpoint whose upstream loss was nearest to X.
     """
     if init == "scratch":
         return Init(init, None)
     base, _, revision = init.partition("@")
+    target = re.fullmatch(r"loss(\d+\.?\d*)", revision)
     if base == "builtin":
-        return Init(init, _pick(init, revision, _steps(UPSTREAM, r"step(\d+)")))
+        steps = _steps(UPSTREAM, r"step(\d+)")
+        if target:
+            return Init(init, nearest_by_loss(init, float(target[1]), _pretraining_curve(), steps))
+        return Init(init, _pick(init, revision, steps))
     path = Path(base).expanduser()
     if (path / "checkpoints").is_dir():
-        return Init(init, _pick(init, revision, _steps(path / "checkpoints", r"step-(\d+)")))
+        steps = _steps(path / "checkpoints", r"step-(\d+)")
+        if target:
+            return Init(init, nearest_by_loss(init, float(target[1]), _run_curve(path), steps))
+        return Init(init, _pick(init, revision, steps))
     if (path / "config.json").is_file() and not revision:
         return Init(init, path)
     raise CheckpointError(f"init={init}: no such checkpoint; give scratch, builtin, a folder or a run's folder")
