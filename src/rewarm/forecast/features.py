@@ -37,10 +37,12 @@ class Units:
     """Memory lengths, in tokens, at which remembered drops are tabulated."""
 
 
-def units_of(trajectories: Sequence[Trajectory]) -> Units:
-    """Return units in which these trajectories have areas and LRs of about 1."""
+def units_of(trajectories: Sequence[Trajectory], memory: float | None = None) -> Units:
+    """Return units in which these trajectories have areas and LRs of about 1; `memory`, in tokens, is tabulated too."""
     shortest = SHORTEST_MEMORY * min(t.tokens_per_step for t in trajectories)
     longest = max(t.tokens for t in trajectories)
+    if memory is not None:
+        shortest, longest = min(shortest, memory), max(longest, memory)
     count = max(4, round(MEMORIES_PER_E * np.log(longest / shortest)))
     return Units(
         lr=max(float(t.lr.max()) for t in trajectories),

@@ -10,7 +10,7 @@ from scipy.optimize import least_squares, nnls
 
 from rewarm.forecast.curves import Array, Curve
 from rewarm.forecast.features import Features, Units, features, stack
-from rewarm.forecast.laws import Form, Law, bounds, form_of
+from rewarm.forecast.laws import Form, Law, bounds
 
 HUBER = 1e-3
 """Log-loss error from which on it counts linearly, as in the papers."""
@@ -86,8 +86,9 @@ class Fit:
 
     @property
     def values(self) -> dict[str, float]:
-        """Return the parameters by name, in the units of `features`."""
-        return _values(self.coefficients, self.shapes, self.theta)
+        """Return the parameters by name, in the units of `features`; a memory that was given is among them."""
+        fixed = {} if self.form.memory is None else {"memory": self.form.memory}
+        return fixed | _values(self.coefficients, self.shapes, self.theta)
 
     def predict(self, points: Features) -> Array:
         """Return the loss at all of `points`, in nats a token."""
@@ -222,11 +223,3 @@ def bootstrap(best: Fit, points: Points, arms: Sequence[str], rng: np.random.Gen
         )
         for _ in range(count)
     ]
-
-
-def fit_curves(
-    law: str, curves: Sequence[Curve], side: str, units: Units, rng: np.random.Generator, replay_term: str | None
-) -> Fit:
-    """Return the fit of `law` to what `curves` measured on one validation set."""
-    points = points_of(curves, side, units)
-    return fit(form_of(law, points.features, replay_term), points, units, rng)

@@ -117,24 +117,17 @@ def _forward(f: Features, *, history_known: bool) -> Term:
     return Term("A", ("alpha",) if history_known else ("alpha", "S_pt"), evaluate)
 
 
-def _drop(f: Features, units: Units) -> Term:
-    table = Remembered(units.memories, f.drop)
+def _drop(coefficient: str, drops: Array, units: Units, memory: float | None) -> Term:
+    table = Remembered(units.memories, drops)
+    if memory is not None:
+        fixed = -table(np.log(memory))[0]
+        return Term(coefficient, (), lambda _: (fixed, {}))
 
     def evaluate(v: Values) -> tuple[Array, Derivatives]:
         drop, slope = table(np.log(v["memory"]))
         return -drop, {"memory": -slope}
 
-    return Term("C", ("memory",), evaluate)
-
-
-def _drop_before(f: Features, units: Units) -> Term:
-    table = Remembered(units.memories, f.drop_before)
-
-    def evaluate(v: Values) -> tuple[Array, Derivatives]:
-        drop, slope = table(np.log(v["memory"]))
-        return -drop, {"memory": -slope}
-
-    return Term("C1", ("memory",), evaluate)
+    return Term(coefficient, ("memory",), evaluate)
 
 
 def _multipower_drop(f: Features) -> Term:
@@ -196,24 +189,29 @@ class Form:
     """Whether the runs start from several pre-trainings, so that C1 can be told from L0."""
     replay_term: str | None
     """How replay enters; None where all runs replay the same share."""
+    memory: float | None = None
+    """Memory of LR changes, in tokens; fitted where None."""
 
     def bind(self, f: Features, units: Units) -> Law:
         """Return the law at the points of `f`."""
         terms = [_floor(f), _forward(f, history_known=self.history_known)]
-        terms.append(_multipower_drop(f) if self.law.endswith("multipower") else _drop(f, units))
+        terms.append(_multipower_drop(f) if self.law.endswith("multipower") else self._drop("C", f.drop, units))
         if self.law == "cpt" and self.histories_differ:
-            terms.append(_drop_before(f, units))
+            terms.append(self._drop("C1", f.drop_before, units))
         if self.law.startswith("cpt"):
             terms.append(_shift(f, self.replay_term))
         return Law(self.law, tuple(terms))
 
+    def _drop(self, coefficient: str, drops: Array, units: Units) -> Term:
+        return _drop(coefficient, drops, units, self.memory)
 
-def form_of(law: str, f: Features, replay_term: str | None) -> Form:
+
+def form_of(law: str, f: Features, replay_term: str | None, memory: float | None = None) -> Form:
     """Return the form of `law` for runs with features `f`; a replay term only where replay differs."""
     known = bool(np.isfinite(f.area_before).all())
     differ = known and float(np.ptp(f.area_before)) > 1e-6 * float(f.area_before.max())
     replays = replay_term if np.ptp(f.replay) > 0 else None
-    return Form(law, known, differ, replays if law.startswith("cpt") else None)
+    return Form(law, known, differ, replays if law.startswith("cpt") else None, memory)
 
 
 def bounds(shape: str, units: Units) -> tuple[float, float]:
