@@ -42,6 +42,18 @@ def register() -> None:
 register()  # on import, because a sweep's worker processes import this module and compose configs of their own
 
 
+def compose_config(*overrides: str) -> Config:
+    """Return the checked config of these overrides, as a verb gets it. Raises `UserError` for a mistake in them."""
+    register()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return from_hydra(hydra.compose("config", overrides=["run_dir=unused", *overrides]))
+    except RewarmError:
+        raise
+    except Exception as error:
+        raise _explain(error) from error
+
+
 def _config_of(cfg: DictConfig) -> Config:
     """Return the checked config; in a sweep, `run_dir` becomes the folder of this one run.
 

@@ -20,6 +20,7 @@ rewarm: continual pre-training of language models, to learn how to re-warm the l
   rewarm eval     [overrides]        upstream and downstream perplexity of a checkpoint
   rewarm prepare  [overrides]        tokenise ahead of training
   rewarm schedule [overrides]        draw and tabulate the learning-rate curve
+  rewarm forecast RUN... [overrides] predict schedules not yet run from the loss curves of those that were
 
 Overrides are key=value. The ones most used:
   schedule=cosine   max_lr=6e-4   min_lr_ratio=0.1   warmup=0.01   budget=50M   horizon=300B
@@ -41,9 +42,15 @@ def _hydra_verb(name: str) -> Callable[[Sequence[str]], None]:
     return run
 
 
+def _forecast(arguments: Sequence[str]) -> None:
+    from rewarm.forecast.command import forecast
+
+    forecast(arguments)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     name: _hydra_verb(name) for name in ("train", "eval", "prepare", "schedule")
-}
+} | {"forecast": _forecast}
 
 
 def _dispatch(arguments: Sequence[str]) -> None:

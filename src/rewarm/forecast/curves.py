@@ -1,0 +1,135 @@
+"""What the laws are fitted on: the losses that a run measured, and the LR of every one of its updates."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewarm.config import SIDES, Config
+from rewarm.forecast.history import Pretraining, pretraining_of, read_config
+from rewarm.plan import make_plan
+from rewarm.rundir import RunFolder
+from rewarm.schedules import lr_curve
+
+log = logging.getLogger(__name__)
+Array = NDArray[np.float64]
+
+FEWEST_POINTS = 4
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One training as the laws see it, measured or only planned. Update `t` (from 1) used `lr[t - 1]`."""
+
+    lr: Array
+    """Learning rate of each update."""
+    tokens_per_step: float
+    start_lr: float
+    """LR just before the first update, from which that one's change counts: where pre-training ended."""
+    warmup_steps: int = 0
+    replay: float = 0.0
+    """Share of every batch that comes from upstream."""
+    shifted: bool = True
+    """Whether it trains on other data than the model was pretrained on."""
+    pretraining: Pretraining | None = None
+    """What came before the first update; None where it is not known."""
+
+    @property
+    def tokens(self) -> float:
+        """Return the tokens of all its updates."""
+        return len(self.lr) * self.tokens_per_step
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A trajectory with the validation losses measured along it."""
+
+    name: str
+    arm: str
+    """Equal for runs that differ only by seed."""
+    trajectory: Trajectory
+    losses: dict[str, tuple[NDArray[np.int64], Array]]
+    """For each validation set the steps, rising, and the losses there in nats a token."""
+    planned_steps: int
+    """Steps that the run is to have in the end; more than measured where it is unfinished."""
+
+    @property
+    def last_step(self) -> int:
+        """Return the last step at which any loss was measured."""
+        return max(int(steps[-1]) for steps, _ in self.losses.values())
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the run came to the end of its plan."""
+        return self.last_step >= self.planned_steps
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return the run folders at or below `path`, by name. Checkpoints are not looked into."""
+    if RunFolder(path).exists():
+        return [path]
+    found = (config.parent for config in path.rglob("config.yaml"))
+    return sorted(run for run in found if (run / "metrics.jsonl").is_file() and "checkpoints" not in run.parts)
+
+
+def read_run(path: Path) -> Curve | None:
+    """Return the curve of the run in `path`, or None, with a line in the log, where it has too few losses."""
+    folder = RunFolder(path)
+    config = read_config(folder)
+    plan = make_plan(config)
+    rows = folder.read_metrics()
+    losses = {}
+    for side in SIDES:
+        points = [(int(row["step"]), row[f"{side}/loss"]) for row in rows if f"{side}/loss" in row]
+        points = [(step, loss) for step, loss in points if math.isfinite(loss)]
+        if len(points) >= FEWEST_POINTS:
+            steps, values = zip(*points, strict=True)
+            losses[side] = (np.array(steps), np.array(values))
+    if not losses:
+        log.warning("%s: left out, it has fewer than %d evaluations so far", path, FEWEST_POINTS)
+        return None
+    steps = np.arange(1, plan.steps + 1)
+    pretraining = pretraining_of(config, path)
+    from_scratch = config.init == "scratch"
+    start_lr = pretraining.final_lr if pretraining is not None else config.model.final_lr
+    return Curve(
+        name=path.name,
+        arm=_arm(config),
+        trajectory=Trajectory(
+            lr=lr_curve(plan.schedule, steps),
+            tokens_per_step=plan.tokens_per_step,
+            start_lr=start_lr or 0.0,
+            warmup_steps=min(plan.schedule.warmup_steps, plan.steps),
+            replay=config.replay,
+            shifted=config.data.train != "upstream" and not from_scratch,
+            pretraining=pretraining,
+        ),
+        losses=losses,
+        planned_steps=plan.steps,
+    )
+
+
+def _arm(config: Config) -> str:
+    """Return what makes a run's numbers, the seed left out: equal for the seeds of one arm."""
+    return repr(replace(config, seed=0, run_dir="", arm=type(config.arm)(), tracker=type(config.tracker)()))
+
+
+def distinct_names(curves: Sequence[Curve], paths: Iterable[Path]) -> list[Curve]:
+    """Return the curves with names of their own: those that share one get as much of their path as tells them apart."""
+    parts = [path.parts for path in paths]
+    named = list(curves)
+    for depth in range(2, 5):
+        names = [curve.name for curve in named]
+        if len(set(names)) == len(names):
+            break
+        named = [
+            replace(curve, name="/".join(part[-depth:])) if names.count(curve.name) > 1 else curve
+            for curve, part in zip(named, parts, strict=True)
+        ]
+    return named

@@ -1,0 +1,225 @@
+"""Fitting a law: Huber loss on log loss, from many starts, and again and again for the intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares, nnls
+
+from rewarm.forecast.curves import Array, Curve
+from rewarm.forecast.features import Features, Units, features, stack
+from rewarm.forecast.laws import Form, Law, bounds
+
+HUBER = 1e-3
+"""Log-loss error from which on it counts linearly, as in the papers."""
+SCREENED = 160
+"""Random shapes that are tried with their best coefficients."""
+POLISHED = 5
+"""The best of them from which the full fit starts."""
+POINTS = 120
+"""Most points of one curve that a fit looks at."""
+TETHER = 0.02
+"""Pull of each shape's log towards the middle of its bounds, against `HUBER`: it decides only what data leave open."""
+FLOOR = 1e-3
+"""Least loss that a law may predict while it is being fitted, so that a log can be taken."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Measured losses of one validation set, of several curves, and what the laws need at them."""
+
+    features: Features
+    loss: Array
+    curve: Array
+    """(n,) index of the curve that a point belongs to."""
+    weight: Array
+    """(n,) mean 1: a curve weighs the same however densely it was evaluated, and so does a stretch of it."""
+
+
+def thin(steps: Array, most: int) -> Array:
+    """Return the indices of at most `most` of `steps`, evenly spread over them, both ends among them."""
+    picked: Array = np.unique(np.round(np.linspace(0, len(steps) - 1, most)).astype(int))
+    return picked
+
+
+def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
+    """Return the points of all curves on one validation set."""
+    parts, losses, owners, weights = [], [], [], []
+    for i, curve in enumerate(curves):
+        steps, loss = curve.losses[side]
+        picked = thin(steps, POINTS)
+        steps, loss = steps[picked], loss[picked]
+        parts.append(features(curve.trajectory, steps, units))
+        losses.append(loss)
+        owners.append(np.full(len(steps), i))
+        weights.append(spread(steps))
+    weight = np.concatenate(weights)
+    return Points(stack(parts), np.concatenate(losses), np.concatenate(owners), weight / weight.mean())
+
+
+def spread(steps: Array) -> Array:
+    """Return weights, summing to 1, that grow with the root of the distance between neighbours.
+
+    Training evaluates more densely early on. Weights by distance would not see the warm-up at all, equal ones would
+    see little else.
+    """
+    root = np.sqrt(np.gradient(steps.astype(float))) if len(steps) > 1 else np.ones(1)
+    weights: Array = root / root.sum()
+    return weights
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law with its parameters for one validation set."""
+
+    form: Form
+    units: Units
+    coefficients: tuple[str, ...]
+    shapes: tuple[str, ...]
+    theta: Array
+    """The coefficients as they are, then the logs of the shapes."""
+    cost: float
+    condition: float
+    """Condition number of the fit's Jacobian, its columns scaled to length 1."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Return the parameters by name, in the units of `features`; a memory that was given is among them."""
+        fixed = {} if self.form.memory is None else {"memory": self.form.memory}
+        return fixed | _values(self.coefficients, self.shapes, self.theta)
+
+    def predict(self, points: Features) -> Array:
+        """Return the loss at all of `points`, in nats a token."""
+        return self.form.bind(points, self.units).loss(self.values)[0]
+
+
+def _values(coefficients: Sequence[str], shapes: Sequence[str], theta: Array) -> dict[str, float]:
+    count = len(coefficients)
+    named = dict(zip(coefficients, theta[:count].tolist(), strict=True))
+    return named | dict(zip(shapes, np.exp(theta[count:]).tolist(), strict=True))
+
+
+class _Problem:
+    """The residuals of a law at some points, as scipy wants them: over `HUBER`, the tethers behind them."""
+
+    def __init__(self, law: Law, points: Points, units: Units, weight: Array) -> None:
+        self.law, self.points = law, points
+        self.root_weight = np.sqrt(weight) / HUBER
+        self.log_loss = np.log(points.loss)
+        self.log_bounds = np.log([bounds(shape, units) for shape in law.shapes]).reshape(-1, 2)
+        self.middle, width = self.log_bounds.mean(1), np.ptp(self.log_bounds, axis=1)
+        self.pull = TETHER * np.sqrt(len(points.loss)) / width
+
+    @property
+    def box(self) -> tuple[Array, Array]:
+        """Return the lowest and the highest value of each parameter."""
+        low = [-np.inf if term.signed else 0.0 for term in self.law.terms]
+        return (
+            np.concatenate([low, self.log_bounds[:, 0]]),
+            np.concatenate([np.full(len(low), np.inf), self.log_bounds[:, 1]]),
+        )
+
+    def _values(self, theta: Array) -> dict[str, float]:
+        return _values(self.law.coefficients, self.law.shapes, theta)
+
+    def residuals(self, theta: Array) -> Array:
+        loss, _ = self.law.loss(self._values(theta))
+        errors = self.root_weight * (np.log(np.maximum(loss, FLOOR)) - self.log_loss)
+        return np.concatenate([errors, self.pull * (theta[len(self.law.terms) :] - self.middle)])
+
+    def jacobian(self, theta: Array) -> Array:
+        loss, slopes = self.law.loss(self._values(theta))
+        errors = slopes * (self.root_weight * (loss > FLOOR) / np.maximum(loss, FLOOR))
+        tethers = np.zeros((len(theta), len(self.middle)))
+        tethers[len(self.law.terms) :] = np.diag(self.pull)
+        jacobian: Array = np.concatenate([errors, tethers], axis=1).T
+        return jacobian
+
+    def start(self, log_shapes: Array) -> Array:
+        """Return the parameters of these shapes with the coefficients that fit best, relative errors squared."""
+        shapes = dict(zip(self.law.shapes, np.exp(log_shapes).tolist(), strict=True))
+        scale = self.root_weight / self.points.loss
+        columns = self.law.columns(shapes)
+        signed = np.array([term.signed for term in self.law.terms])
+        matrix = np.concatenate([columns, -columns[signed]]) * scale
+        try:
+            found, _ = nnls(matrix.T, self.points.loss * scale)
+        except RuntimeError:  # it did not converge: a start like any other, only a poor one
+            found = np.zeros(len(matrix))
+        coefficients = found[: len(columns)]
+        coefficients[signed] -= found[len(columns) :]
+        return np.concatenate([coefficients, log_shapes])
+
+    def cost(self, theta: Array) -> float:
+        """Return the Huber cost that the full fit lowers."""
+        size = np.abs(self.residuals(theta))
+        return float(np.where(size <= 1, 0.5 * size**2, size - 0.5).sum())
+
+    def polish(self, theta: Array) -> tuple[Array, float, Array]:
+        """Return the parameters of the minimum that `theta` leads to, its cost, and the Jacobian there."""
+        low, high = self.box
+        margin = 1e-9 * np.maximum(1.0, np.abs(theta))
+        inside = np.clip(theta, np.where(np.isfinite(low), low + margin, low), high - margin)
+        found = least_squares(
+            self.residuals, inside, self.jacobian, bounds=(low, high), loss="huber", x_scale="jac", max_nfev=200
+        )
+        return found.x, float(found.cost), found.jac
+
+
+def fit(
+    form: Form,
+    points: Points,
+    units: Units,
+    rng: np.random.Generator,
+    *,
+    weight: Array | None = None,
+    start: Array | None = None,
+) -> Fit:
+    """Return the fit of a law to measured points.
+
+    Minimises Huber's loss of the weighted log-loss errors. Random shapes are tried first, each with its best
+    coefficients, in which the law is linear; the full fit starts from the best of them, or from `start` alone.
+    """
+    law = form.bind(points.features, units)
+    problem = _Problem(law, points, units, points.weight if weight is None else weight)
+    if start is None:
+        low, high = problem.log_bounds.T
+        tried = [problem.start(rng.uniform(low, high)) for _ in range(SCREENED)]
+        starts = sorted(tried, key=problem.cost)[:POLISHED]
+    else:
+        starts = [start]
+    theta, cost, jacobian = min((problem.polish(s) for s in starts), key=lambda found: found[1])
+    lengths = np.linalg.norm(jacobian, axis=0)
+    condition = float(np.linalg.cond(jacobian / np.where(lengths > 0, lengths, 1.0)))
+    return Fit(form, units, law.coefficients, law.shapes, theta, cost, condition)
+
+
+def resample(arms: Sequence[str], rng: np.random.Generator) -> Array:
+    """Return a random weight for each run, mean 1: a Bayesian bootstrap (Rubin 1981) over arms, then over seeds.
+
+    Weights from a flat Dirichlet never leave a run out altogether, so that a handful of runs can be resampled.
+    """
+    names = sorted(set(arms))
+    of_arm = dict(zip(names, rng.dirichlet(np.ones(len(names))) * len(names), strict=True))
+    weights = np.empty(len(arms))
+    for name in names:
+        members = [i for i, arm in enumerate(arms) if arm == name]
+        weights[members] = of_arm[name] * rng.dirichlet(np.ones(len(members))) * len(members)
+    return weights * len(arms) / weights.sum()
+
+
+def bootstrap(best: Fit, points: Points, arms: Sequence[str], rng: np.random.Generator, count: int) -> list[Fit]:
+    """Return `count` fits to resampled runs, each from the parameters of the best fit."""
+    return [
+        fit(
+            best.form,
+            points,
+            best.units,
+            rng,
+            weight=points.weight * np.maximum(resample(arms, rng), 1e-6)[points.curve],
+            start=best.theta,
+        )
+        for _ in range(count)
+    ]

@@ -1,0 +1,92 @@
+"""What a reader must know before believing a forecast: what is poor, what is not identified, what is beyond."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewarm.forecast.holdout import r2
+from rewarm.forecast.laws import bounds
+from rewarm.forecast.study import SideFit, Study
+
+POOR_FINAL = 0.02
+"""Mean absolute error of held-out final losses, as a share, from which on nothing is recommended."""
+POOR_CURVE = 0.03
+"""The same of whole held-out curves."""
+POOR_R2 = 0.8
+WIDE = 10.0
+"""Ratio of an interval's ends from which on a positive parameter counts as not identified."""
+AT_BOUND = 0.01
+"""Distance from a bound, as a share of the log range, at which a parameter counts as stuck to it."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Lines for the reader. With any `faults`, numbers are shown but nothing is recommended."""
+
+    faults: list[str]
+    cautions: list[str]
+
+
+def unidentified(side: SideFit, tokens_per_step: float) -> list[str]:
+    """Return the parameters that the runs do not pin down: interval wide or of both signs, or stuck to a bound."""
+    found = []
+    intervals = side.intervals(tokens_per_step) if side.replicates else {}
+    for name, (_, low, high) in intervals.items():
+        if name == "lambda":
+            continue  # memory, written another way
+        small, large = sorted((abs(low), abs(high)))
+        if low < 0 < high or large > WIDE * small:
+            found.append(name)
+    for name in side.fit.shapes:
+        low, high = bounds(name, side.fit.units)
+        reach = math.log(high / low)
+        value = side.fit.values[name]
+        if name not in found and min(math.log(value / low), math.log(high / value)) < AT_BOUND * reach:
+            found.append(name)
+    return found
+
+
+def judge(study: Study) -> Judgement:
+    """Return what speaks against the study's numbers."""
+    faults, cautions = [], []
+    for name, side in study.sides.items():
+        explained = r2(side.in_sample)
+        if explained < POOR_R2:
+            faults.append(f"{name}: the law explains only {max(explained, 0):.0%} of the variance of its own runs")
+        if not side.held_out:
+            continue
+        final = float(np.mean([abs(e.final) for e in side.held_out]))
+        curve = float(np.mean([e.curve for e in side.held_out if e.curve is not None] or [0.0]))
+        if final > POOR_FINAL:
+            faults.append(f"{name}: final losses of held-out runs are missed by {final:.1%} on average")
+        if curve > POOR_CURVE:
+            faults.append(f"{name}: curves of held-out runs are missed by {curve:.1%} on average")
+    if not study.held_out:
+        faults.append("nothing could be held out: one arm alone says nothing about schedules that it did not run")
+    for name, side in study.sides.items():
+        points = sum(len(e.steps) for e in side.in_sample)
+        parameters = len(side.fit.theta)
+        if points < 3 * parameters:
+            faults.append(f"{name}: {points} measured losses for {parameters} parameters")
+        loose = unidentified(side, study.tokens_per_step)
+        if loose:
+            cautions.append(f"{name}: the runs do not identify {', '.join(loose)}; read nothing into these values")
+        warmups = [e.warmup for e in side.held_out if e.warmup is not None]
+        after = [e.curve for e in side.held_out if e.curve is not None]
+        if warmups and after and np.mean(warmups) > 2 * np.mean(after) and np.mean(warmups) > 0.01:
+            cautions.append(
+                f"{name}: during warm-up held-out losses are missed by {np.mean(warmups):.1%}, after it by "
+                f"{np.mean(after):.1%}; try law=auto"
+            )
+    sizes = {curve.trajectory.tokens_per_step for curve in study.curves}
+    if max(sizes) > 1.01 * min(sizes):
+        cautions.append(
+            f"the runs' steps have {min(sizes):,.0f} to {max(sizes):,.0f} tokens; the laws know nothing of batch size"
+        )
+    unfinished = [curve.name for curve in study.curves if not curve.finished]
+    if unfinished:
+        cautions.append(f"unfinished, used as far as they are: {', '.join(unfinished)}")
+    return Judgement(faults, cautions)

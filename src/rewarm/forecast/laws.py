@@ -1,0 +1,242 @@
+"""The laws: a loss is a sum of terms, each a coefficient times a shape of the learning-rate history.
+
+    cpt              L0 + A (S_pt + S)^-alpha - C1 D_pt - C D + B v(r) (1 - (1 + E S)^-beta)
+                     Wang et al. 2025 (arXiv 2505.07796): B > 0 where the loss is of data that is forgotten,
+                     B < 0 where it is of data that is learned
+    single           L0 + A (S_pt + S)^-alpha - C D                     Tissue et al. 2024 (arXiv 2408.11029)
+    multipower       L0 + A (S_pt + S)^-alpha - C sum_k (eta_(k-1) - eta_k) (1 - (1 + G eta_k^-gamma S_k)^-delta)
+                                                                        Luo et al. 2025 (arXiv 2503.12811)
+    cpt_multipower   cpt, with the drop of multipower in place of D
+
+S is the area under the LR since the run began, S_pt that of pre-training, D = (1 - lambda) S2 the remembered drop of
+the LR, S_k the area since change k, r the share of replay. v(r) is 1 without replay; see `VISIBLE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewarm.forecast.curves import Array
+from rewarm.forecast.features import Features, Remembered, Units
+
+LAWS = ("cpt", "single", "multipower", "cpt_multipower")
+REPLAY_TERMS = ("power", "hyperbolic")
+
+Values = Mapping[str, float]
+Derivatives = dict[str, Array]
+TINY_AREA = 1e-9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A parameter inside a term, positive, fitted by its log."""
+
+    low: float
+    high: float
+
+
+SHAPES = {
+    "alpha": Shape(0.05, 2.0),
+    "S_pt": Shape(1e-3, 1e3),
+    "E": Shape(1e-2, 1e5),
+    "beta": Shape(0.02, 3.0),
+    "G": Shape(1e-2, 1e4),
+    "gamma": Shape(1e-2, 2.0),
+    "delta": Shape(0.02, 3.0),
+    "rho": Shape(1e-4, 1e3),
+}
+"""Bounds in the units of `features`; those of `memory` are what the features tabulate."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """`coefficient * f(points; shapes)`. Coefficients are at least 0 unless `signed`."""
+
+    coefficient: str
+    shapes: tuple[str, ...]
+    evaluate: Callable[[Values], tuple[Array, Derivatives]]
+    """Returns f at all points, and its derivative by the log of each shape."""
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law bound to the points that it is evaluated at."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """Return the names of the coefficients, in the order of the terms."""
+        return tuple(term.coefficient for term in self.terms)
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """Return the names of the shapes, in the order of the terms, each once."""
+        return tuple(dict.fromkeys(shape for term in self.terms for shape in term.shapes))
+
+    def columns(self, values: Values) -> Array:
+        """Return f of each term, (terms, n)."""
+        return np.stack([term.evaluate(values)[0] for term in self.terms])
+
+    def loss(self, values: Values) -> tuple[Array, Array]:
+        """Return the loss at all points, (n,), in nats a token, and its derivatives, (parameters, n).
+
+        Derivatives are by the coefficients, then by the logs of the shapes.
+        """
+        total = np.zeros(1)
+        columns, slopes = [], {name: np.zeros(1) for name in self.shapes}
+        for term in self.terms:
+            column, derivatives = term.evaluate(values)
+            columns.append(column)
+            total = total + values[term.coefficient] * column
+            for name, slope in derivatives.items():
+                slopes[name] = slopes[name] + values[term.coefficient] * slope
+        return total, np.stack([*columns, *slopes.values()])
+
+
+def _floor(f: Features) -> Term:
+    ones = np.ones(len(f))
+    return Term("L0", (), lambda _: (ones, {}))
+
+
+def _forward(f: Features, *, history_known: bool) -> Term:
+    def evaluate(v: Values) -> tuple[Array, Derivatives]:
+        before = f.area_before if history_known else v["S_pt"]
+        area = np.maximum(before + f.area, TINY_AREA)
+        power = area ** -v["alpha"]
+        slopes = {"alpha": -v["alpha"] * np.log(area) * power}
+        if not history_known:
+            slopes["S_pt"] = -v["alpha"] * power / area * v["S_pt"]
+        return power, slopes
+
+    return Term("A", ("alpha",) if history_known else ("alpha", "S_pt"), evaluate)
+
+
+def _drop(coefficient: str, drops: Array, units: Units, memory: float | None) -> Term:
+    table = Remembered(units.memories, drops)
+    if memory is not None:
+        fixed = -table(np.log(memory))[0]
+        return Term(coefficient, (), lambda _: (fixed, {}))
+
+    def evaluate(v: Values) -> tuple[Array, Derivatives]:
+        drop, slope = table(np.log(v["memory"]))
+        return -drop, {"memory": -slope}
+
+    return Term(coefficient, ("memory",), evaluate)
+
+
+def _multipower_drop(f: Features) -> Term:
+    log_lr = np.log(f.block_lr)
+
+    def evaluate(v: Values) -> tuple[Array, Derivatives]:
+        reach = v["G"] * np.exp(-v["gamma"] * log_lr) * f.block_area
+        left = (1 + reach) ** -v["delta"]
+        by_reach = f.block_drop * v["delta"] * left / (1 + reach) * reach
+        slopes = {
+            "G": -by_reach.sum(0),
+            "gamma": (by_reach * v["gamma"] * log_lr).sum(0),
+            "delta": -(f.block_drop * v["delta"] * np.log1p(reach) * left).sum(0),
+        }
+        return -(f.block_drop * (1 - left)).sum(0), slopes
+
+    return Term("C", ("G", "gamma", "delta"), evaluate)
+
+
+def visible(kind: str, replay: Array, rho: float) -> tuple[Array, Array]:
+    """Return the share of the shift that is left with `replay`, and its derivative by log rho.
+
+    `power` is (1 - r)^rho, `hyperbolic` 1/(1 + r/rho): a little replay that helps much, as upstream losses show.
+    """
+    if kind == "power":
+        share = (1 - replay) ** rho
+        return share, rho * np.log1p(-replay) * share
+    share = 1 / (1 + replay / rho)
+    return share, share**2 * replay / rho
+
+
+def _shift(f: Features, replay_term: str | None) -> Term:
+    def evaluate(v: Values) -> tuple[Array, Derivatives]:
+        growth = 1 + v["E"] * f.area
+        left = growth ** -v["beta"]
+        share, by_rho = f.shifted, np.zeros(0)
+        if replay_term:
+            seen, by_rho = visible(replay_term, f.replay, v["rho"])
+            share = f.shifted * seen
+        slopes = {
+            "E": share * v["beta"] * left / growth * (growth - 1),
+            "beta": share * v["beta"] * np.log(growth) * left,
+        }
+        if replay_term:
+            slopes["rho"] = f.shifted * by_rho * (1 - left)
+        return share * (1 - left), slopes
+
+    return Term("B", ("E", "beta", "rho") if replay_term else ("E", "beta"), evaluate, signed=True)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which terms a fit has: the law, and what its runs allow to be told apart."""
+
+    law: str
+    history_known: bool
+    """Whether S_pt is known for all runs; else it is fitted."""
+    histories_differ: bool
+    """Whether the runs start from several pre-trainings, so that C1 can be told from L0."""
+    replay_term: str | None
+    """How replay enters; None where all runs replay the same share."""
+    memory: float | None = None
+    """Memory of LR changes, in tokens; fitted where None."""
+
+    def bind(self, f: Features, units: Units) -> Law:
+        """Return the law at the points of `f`."""
+        terms = [_floor(f), _forward(f, history_known=self.history_known)]
+        terms.append(_multipower_drop(f) if self.law.endswith("multipower") else self._drop("C", f.drop, units))
+        if self.law == "cpt" and self.histories_differ:
+            terms.append(self._drop("C1", f.drop_before, units))
+        if self.law.startswith("cpt"):
+            terms.append(_shift(f, self.replay_term))
+        return Law(self.law, tuple(terms))
+
+    def _drop(self, coefficient: str, drops: Array, units: Units) -> Term:
+        return _drop(coefficient, drops, units, self.memory)
+
+
+def form_of(law: str, f: Features, replay_term: str | None, memory: float | None = None) -> Form:
+    """Return the form of `law` for runs with features `f`; a replay term only where replay differs."""
+    known = bool(np.isfinite(f.area_before).all())
+    differ = known and float(np.ptp(f.area_before)) > 1e-6 * float(f.area_before.max())
+    replays = replay_term if np.ptp(f.replay) > 0 else None
+    return Form(law, known, differ, replays if law.startswith("cpt") else None, memory)
+
+
+def bounds(shape: str, units: Units) -> tuple[float, float]:
+    """Return the lowest and the highest value of a shape."""
+    if shape == "memory":
+        return float(units.memories[0]), float(units.memories[-1])
+    return SHAPES[shape].low, SHAPES[shape].high
+
+
+def paper_units(values: Values, units: Units, tokens_per_step: float) -> dict[str, float]:
+    """Return the parameters as the papers write them: S1 and S2 as sums over steps, LRs as they are."""
+    area = units.area / tokens_per_step
+    result = dict(values)
+    if "A" in values:
+        result["A"] = values["A"] * area ** values["alpha"]
+    for name in ("E", "S_pt"):
+        if name in values:
+            result[name] = values[name] / area if name == "E" else values[name] * area
+    if "memory" in values:
+        steps = result["memory"] = values["memory"] / tokens_per_step
+        result["lambda"] = float(np.exp(-1 / steps))
+        for name in ("C", "C1"):
+            if name in values:
+                result[name] = values[name] * (1 - result["lambda"]) / units.lr
+    else:
+        result["C"] = values["C"] / units.lr
+        result["G"] = values["G"] / area * units.lr ** values["gamma"]
+    return result
