@@ -76,7 +76,9 @@ def _pretraining_curve() -> dict[int, float]:
 
 
 def _run_curve(path: Path) -> dict[int, float]:
-    return {int(row["step"]): row["upstream/loss"] for row in RunFolder(path).read_metrics() if "upstream/loss" in row}
+    return {
+        int(row["step"]): row["upstream/loss"] for row in RunFolder(path).read_metrics() if "upstream/loss" in row
+    }
 
 
 def resolve_init(init: str) -> Init:

@@ -75,7 +75,9 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     if "seeds" in given and "seed" in given:
         raise UserError(f"seeds={given['seeds']}: cannot go with seed={given['seed']}; give one of them")
     if "," in given.get("experiment", ""):
-        raise UserError(f"experiment={given['experiment']}: give one at a time; experiment=all joins the paper's five")
+        raise UserError(
+            f"experiment={given['experiment']}: give one at a time; experiment=all joins the paper's five"
+        )
     prepared = [_seeds(given["seeds"]) if a.startswith("seeds=") else a for a in arguments]
     overrides = _parse(prepared)
     if "run_dir" not in given:

@@ -47,9 +47,7 @@ def test_a_bad_loss_is_skipped_and_counted_with_a_scaler(small: Small, make_loop
     assert all(p.isfinite().all() for p in loop.state.model.parameters())
 
 
-def test_a_bad_loss_between_two_lines_of_metrics_stops_a_run_without_scaler(
-    small: Small, make_loop: Build
-) -> None:
+def test_a_bad_loss_between_two_lines_of_metrics_stops_a_run_without_scaler(small: Small, make_loop: Build) -> None:
     loop, _ = make_loop(small(*TINY))
     poison_logits(loop.state.model, math.nan, lambda m: m.training and loop.state.step + 1 == 2)
     with pytest.raises(DivergedError, match=r"stopped at step 5: 1 non-finite steps .*lr 0\.000\d+, loss scale 1\)"):

@@ -76,9 +76,7 @@ def test_sigterm_before_the_first_step_leaves_nothing_broken(runs: Runs, changes
 
 @pytest.mark.parametrize("kind", ["term", "term2"])
 @pytest.mark.parametrize("moment", ["open metrics.jsonl", ".step-6.tmp/config.json"])
-def test_sigterm_saves_and_the_same_command_goes_on(
-    runs: Runs, changes: list[str], moment: str, kind: str
-) -> None:
+def test_sigterm_saves_and_the_same_command_goes_on(runs: Runs, changes: list[str], moment: str, kind: str) -> None:
     run = runs.new()
     number = at(changes, moment, after=at(changes, ".step-3.tmp"))
     command = runs.start(run, Fault(str(run), number, kind))
@@ -120,9 +118,7 @@ def test_max_hours_saves_and_leaves_in_time(runs: Runs) -> None:
     runs.check(run)
 
 
-def test_a_full_disk_at_any_write_leaves_the_last_checkpoint_and_a_clear_line(
-    runs: Runs, changes: list[str]
-) -> None:
+def test_a_full_disk_at_any_write_leaves_the_last_checkpoint_and_a_clear_line(runs: Runs, changes: list[str]) -> None:
     writes = [n for n, change in enumerate(changes, start=1) if "rmtree" not in change and "rmdir" not in change]
     for number in [*random.Random(1).sample(writes, 4), at(changes, "open metrics.jsonl")]:
         run = runs.new()
@@ -267,5 +263,3 @@ def test_optimizer_state_that_is_not_there_is_an_error(runs: Runs, tmp_path: Pat
     command = runs.start(run, None, f"init={tmp_path / 'weights'}", "init_optimizer=true")
     assert command.wait() == 2
     assert "has no optimizer state" in command.output
-
-

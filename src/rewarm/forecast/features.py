@@ -138,7 +138,9 @@ def features(trajectory: Trajectory, steps: NDArray[np.int64], units: Units) -> 
 
 def stack(parts: Sequence[Features]) -> Features:
     """Return the points of all `parts`, in order."""
-    return Features(**{f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Features)})
+    return Features(
+        **{f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Features)}
+    )
 
 
 class Remembered:

@@ -63,7 +63,8 @@ def fit_figure(study: Study) -> Figure:
     figure, axes = _axes(2, len(sides), 6.4)
     held = bool(study.held_out)
     figure.suptitle(
-        f"law {study.law}: measured losses (points), predicted " + ("without the run (lines)" if held else "(fit, lines)")
+        f"law {study.law}: measured losses (points), predicted "
+        + ("without the run (lines)" if held else "(fit, lines)")
     )
     of = {curve.name: curve.trajectory for curve in study.curves}
     for column, side in enumerate(sides):
@@ -108,7 +109,10 @@ def curves_figure(findings: Findings) -> Figure:
     figure, axes = _axes(1, len(study.sides), 4.4)
     shown = findings.predicted[:MOST_CURVES]
     left_out = len(findings.predicted) - len(shown)
-    figure.suptitle("predicted loss curves with 90 % bands" + (f" (first {MOST_CURVES} of {left_out + MOST_CURVES})" if left_out else ""))
+    figure.suptitle(
+        "predicted loss curves with 90 % bands"
+        + (f" (first {MOST_CURVES} of {left_out + MOST_CURVES})" if left_out else "")
+    )
     for column, (name, side) in enumerate(study.sides.items()):
         panel = axes[0, column]
         drawn = _measured(panel, study.curves, name)

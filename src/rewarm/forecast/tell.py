@@ -52,7 +52,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = []
     for row in [header, *rows]:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines) + "\n"
 
@@ -63,7 +65,9 @@ def _fit_text(study: Study) -> str:
         loose = unidentified(side, study.tokens_per_step)
         for parameter, (value, low, high) in side.intervals(study.tokens_per_step).items():
             interval = f"{low:.4g} .. {high:.4g}" if side.replicates else ""
-            rows.append((f"{name} {parameter}", f"{value:.4g}", interval, "not identified" if parameter in loose else ""))
+            rows.append(
+                (f"{name} {parameter}", f"{value:.4g}", interval, "not identified" if parameter in loose else "")
+            )
     quality = [
         (name, f"{r2(side.in_sample):.4f}", f"{mae(side.in_sample):.4f}", f"{side.fit.condition:.2g}")
         for name, side in study.sides.items()
