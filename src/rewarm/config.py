@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rewarm.errors import UserError, choice, nearest
 from rewarm.schedules import DECAY_SHAPES, SCHEDULES, SHAPE_PARAMETERS
@@ -61,6 +61,8 @@ class ModelConfig:
     """The `init` that a run of this model starts from unless another is asked for."""
     earlier: list[str] = field(default_factory=list)
     """Two checkpoints from earlier in the pre-training, as an `init` each: an early one, and one after it."""
+    tokenizer: str = MISSING
+    """The model's tokenizer: `builtin`, a Hugging Face id (`id@revision`), or a folder or `tokenizer.json`."""
     peak_lr: float = MISSING
     """Highest LR of the pre-training: the default `max_lr`."""
     final_lr: float = MISSING
@@ -94,7 +96,7 @@ class DataConfig:
     train: str = "downstream"
     """Side that is trained on: downstream, or upstream to continue on the same data or to pretrain."""
     tokenizer: str = MISSING
-    """`builtin`, a Hugging Face id (`id@revision`), or a folder or `tokenizer.json`."""
+    """The tokenizer, as in `model.tokenizer`: the model's own unless another is asked for."""
     text_field: str = "text"
     """Field of a record that holds its text."""
     domain_field: str | None = None
@@ -132,7 +134,9 @@ class SourceConfig:
     validation_split: str = "validation"
     """hub: split to validate on."""
     validation_id: str | None = None
-    """hub: the dataset that holds the validation split, where it is another one."""
+    """The dataset of the hub that holds the validation split, where it is another one."""
+    validation_revision: str = "main"
+    """Branch, tag or commit of `validation_id`."""
     weights: dict[str, float] = field(default_factory=dict)
     """builtin: share of each domain in the text."""
     validation_share: float = 0.01
@@ -524,7 +528,11 @@ def from_hydra(cfg: DictConfig) -> Config:
     for key in map(str, cfg):
         if key not in known:
             raise UserError(f"{key}: unknown key{nearest(key, known)}")
-    result = OmegaConf.to_object(cfg)
+    try:
+        result = OmegaConf.to_object(cfg)
+    except InterpolationToMissingValueError as error:  # what was asked for follows another value, which is missing
+        key = str(error).splitlines()[0].split()[-1]
+        raise UserError(f"{key}: needs a value; give {key}=…") from error
     assert isinstance(result, Config)
     for key in _missing(result):
         raise UserError(f"{key}: needs a value; give {key}=…")
