@@ -199,6 +199,8 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     threads: int | None = None
     """CPU threads; torch's own choice where not given."""
+    tokens_per_second: float | None = None
+    """dry_run: the speed to work the hours out with; those of several speeds where not given."""
 
 
 @dataclass(frozen=True)
@@ -497,6 +499,8 @@ def _check_numbers(c: Config) -> None:
     _require(c.data.workers >= 0, f"data.workers={c.data.workers}: must not be negative")
     bad, patience = c.data.max_bad_share, c.data.patience
     _require(0 <= bad < 1, f"data.max_bad_share={bad}: is a share and must lie in 0..1, below 1")
+    speed = c.train.tokens_per_second
+    _require(speed is None or speed > 0, f"train.tokens_per_second={speed}: must be above 0")
     _require(patience >= 0, f"data.patience={patience}: must not be negative")
     _require(c.seed >= 0, f"seed={c.seed}: must not be negative")
     _require(c.checkpoint.keep >= 0, f"checkpoint.keep={c.checkpoint.keep}: must not be negative")

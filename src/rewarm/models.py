@@ -84,6 +84,27 @@ def _run_curve(path: Path) -> dict[int, float]:
     }
 
 
+def _held(base: str) -> tuple[dict[int, Path], Callable[[], dict[int, float]]] | None:
+    """Return the checkpoints of the built-in model or of a run by step, and what gives their upstream losses."""
+    if base == "builtin":
+        return _steps(UPSTREAM, r"step(\d+)"), _pretraining_curve
+    path = Path(base).expanduser()
+    if (path / "checkpoints").is_dir():
+        return _steps(path / "checkpoints", r"step-(\d+)"), lambda: _run_curve(path)
+    return None
+
+
+def _from_hub(init: str) -> Path:
+    repo = parse_id("init", init)
+    if (
+        repo is None or Path(init.split("/", maxsplit=1)[0]).is_dir()
+    ):  # runs/mine is a missing folder, not a repository
+        raise CheckpointError(
+            f"init={init}: no such checkpoint; give scratch, builtin, a folder, a run's folder or owner/name@revision"
+        )
+    return download(repo, ["*.json"], WEIGHTS)
+
+
 def resolve_init(init: str) -> Init:
     """Return where the weights of `init` lie, downloaded if need be. Raises `CheckpointError` where there are none.
 
@@ -93,26 +114,15 @@ def resolve_init(init: str) -> Init:
     if init == "scratch":
         return Init(init, None)
     base, _, revision = init.partition("@")
-    target = re.fullmatch(r"loss(\d+\.?\d*)", revision)
-    if base == "builtin":
-        steps = _steps(UPSTREAM, r"step(\d+)")
-        if target:
-            return Init(init, nearest_by_loss(init, float(target[1]), _pretraining_curve(), steps))
+    if held := _held(base):
+        steps, curve = held
+        if target := re.fullmatch(r"loss(\d+\.?\d*)", revision):
+            return Init(init, nearest_by_loss(init, float(target[1]), curve(), steps))
         return Init(init, _pick(init, revision, steps))
-    path = Path(base).expanduser()
-    if (path / "checkpoints").is_dir():
-        steps = _steps(path / "checkpoints", r"step-(\d+)")
-        if target:
-            return Init(init, nearest_by_loss(init, float(target[1]), _run_curve(path), steps))
-        return Init(init, _pick(init, revision, steps))
-    if (path / "config.json").is_file() and not revision:
-        return Init(init, path)
-    repo = parse_id("init", init)
-    if repo is None or Path(path.parts[0]).is_dir():  # runs/mine is a folder that is missing, not a repository
-        raise CheckpointError(
-            f"init={init}: no such checkpoint; give scratch, builtin, a folder, a run's folder or owner/name@revision"
-        )
-    return Init(init, download(repo, ["*.json"], WEIGHTS))
+    folder = Path(base).expanduser()
+    if (folder / "config.json").is_file() and not revision:
+        return Init(init, folder)
+    return Init(init, _from_hub(init))
 
 
 def _folder_config(what: str, folder: Path) -> dict[str, Any]:
