@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ from rewarm.config import Config, conf_dir, from_hydra
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.store import StoreSpec, TokenStore, open_store
 from rewarm.data.tokenizers import load_tokenizer
+from tests.hub import Hub
+
+HUB = Hub()
+# The hub's libraries read these when they are imported: no test can reach another hub than ours.
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": tempfile.mkdtemp(prefix="rewarm-hub-"),
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -50,6 +61,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["REWARM_CACHE"]
     else:
         os.environ["REWARM_CACHE"] = previous
+
+
+@pytest.fixture(scope="session")
+def filled_hub() -> Hub:
+    """Return the loopback hub with the repositories of the paper's setting."""
+    from tests.hub.content import fill
+
+    fill(HUB)
+    return HUB
+
+
+@pytest.fixture
+def hub(filled_hub: Hub) -> Iterator[Hub]:
+    """Return the filled loopback hub, without faults and with nothing asked yet."""
+    filled_hub.requests.clear()
+    yield filled_hub
+    filled_hub.faults.clear()
 
 
 def make_config(*overrides: str) -> Config:

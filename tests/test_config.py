@@ -13,7 +13,10 @@ from tests.conftest import make_config
 
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
 # What a file cannot know: where the user's own data lies, and which model is meant by `hf`.
-NEEDED = {"data=files": ["data.upstream=old.jsonl", "data.downstream=new.jsonl"]}
+NEEDED = {
+    "data=files": ["data.upstream=old.jsonl", "data.downstream=new.jsonl"],
+    "model=hf": ["model.id=owner/name", "model.peak_lr=1e-3"],
+}
 
 
 @pytest.mark.parametrize(

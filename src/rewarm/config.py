@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rewarm.errors import UserError, choice, nearest
 from rewarm.schedules import DECAY_SHAPES, SCHEDULES, SHAPE_PARAMETERS
@@ -61,6 +61,8 @@ class ModelConfig:
     """The `init` that a run of this model starts from unless another is asked for."""
     earlier: list[str] = field(default_factory=list)
     """Two checkpoints from earlier in the pre-training, as an `init` each: an early one, and one after it."""
+    tokenizer: str = MISSING
+    """The model's tokenizer: `builtin`, a Hugging Face id (`id@revision`), or a folder or `tokenizer.json`."""
     peak_lr: float = MISSING
     """Highest LR of the pre-training: the default `max_lr`."""
     final_lr: float = MISSING
@@ -94,7 +96,7 @@ class DataConfig:
     train: str = "downstream"
     """Side that is trained on: downstream, or upstream to continue on the same data or to pretrain."""
     tokenizer: str = MISSING
-    """`builtin`, a Hugging Face id (`id@revision`), or a folder or `tokenizer.json`."""
+    """The tokenizer, as in `model.tokenizer`: the model's own unless another is asked for."""
     text_field: str = "text"
     """Field of a record that holds its text."""
     domain_field: str | None = None
@@ -132,7 +134,9 @@ class SourceConfig:
     validation_split: str = "validation"
     """hub: split to validate on."""
     validation_id: str | None = None
-    """hub: the dataset that holds the validation split, where it is another one."""
+    """The dataset of the hub that holds the validation split, where it is another one."""
+    validation_revision: str = "main"
+    """Branch, tag or commit of `validation_id`."""
     weights: dict[str, float] = field(default_factory=dict)
     """builtin: share of each domain in the text."""
     validation_share: float = 0.01
@@ -195,6 +199,8 @@ class TrainConfig:
     """Compile the model with torch.compile."""
     threads: int | None = None
     """CPU threads; torch's own choice where not given."""
+    tokens_per_second: float | None = None
+    """dry_run: the speed to work the hours out with; those of several speeds where not given."""
 
 
 @dataclass(frozen=True)
@@ -493,6 +499,8 @@ def _check_numbers(c: Config) -> None:
     _require(c.data.workers >= 0, f"data.workers={c.data.workers}: must not be negative")
     bad, patience = c.data.max_bad_share, c.data.patience
     _require(0 <= bad < 1, f"data.max_bad_share={bad}: is a share and must lie in 0..1, below 1")
+    speed = c.train.tokens_per_second
+    _require(speed is None or speed > 0, f"train.tokens_per_second={speed}: must be above 0")
     _require(patience >= 0, f"data.patience={patience}: must not be negative")
     _require(c.seed >= 0, f"seed={c.seed}: must not be negative")
     _require(c.checkpoint.keep >= 0, f"checkpoint.keep={c.checkpoint.keep}: must not be negative")
@@ -524,7 +532,11 @@ def from_hydra(cfg: DictConfig) -> Config:
     for key in map(str, cfg):
         if key not in known:
             raise UserError(f"{key}: unknown key{nearest(key, known)}")
-    result = OmegaConf.to_object(cfg)
+    try:
+        result = OmegaConf.to_object(cfg)
+    except InterpolationToMissingValueError as error:  # what was asked for follows another value, which is missing
+        key = str(error).splitlines()[0].split()[-1]
+        raise UserError(f"{key}: needs a value; give {key}=…") from error
     assert isinstance(result, Config)
     for key in _missing(result):
         raise UserError(f"{key}: needs a value; give {key}=…")

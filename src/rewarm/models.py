@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rewarm.config import ModelConfig
+from rewarm.data.hub import WEIGHTS, download, parse_id
 from rewarm.data.tokenizers import ASSETS
 from rewarm.errors import CheckpointError, UserError
 from rewarm.rundir import RunFolder
@@ -81,30 +84,84 @@ def _run_curve(path: Path) -> dict[int, float]:
     }
 
 
-def resolve_init(init: str) -> Init:
-    """Return where the weights of `init` lie. Raises `CheckpointError` where there are none.
+def _held(base: str) -> tuple[dict[int, Path], Callable[[], dict[int, float]]] | None:
+    """Return the checkpoints of the built-in model or of a run by step, and what gives their upstream losses."""
+    if base == "builtin":
+        return _steps(UPSTREAM, r"step(\d+)"), _pretraining_curve
+    path = Path(base).expanduser()
+    if (path / "checkpoints").is_dir():
+        return _steps(path / "checkpoints", r"step-(\d+)"), lambda: _run_curve(path)
+    return None
 
-    Forms: scratch, builtin, builtin@STEP, builtin@lossX, FOLDER (in Hugging Face's format), RUN, RUN@STEP, RUN@lossX;
-    `lossX` is the checkpoint whose upstream loss was nearest to X.
+
+def _from_hub(init: str) -> Path:
+    repo = parse_id("init", init)
+    if (
+        repo is None or Path(init.split("/", maxsplit=1)[0]).is_dir()
+    ):  # runs/mine is a missing folder, not a repository
+        raise CheckpointError(
+            f"init={init}: no such checkpoint; give scratch, builtin, a folder, a run's folder or owner/name@revision"
+        )
+    return download(repo, ["*.json"], WEIGHTS)
+
+
+def resolve_init(init: str) -> Init:
+    """Return where the weights of `init` lie, downloaded if need be. Raises `CheckpointError` where there are none.
+
+    Forms: scratch, builtin, builtin@STEP, builtin@lossX, FOLDER (in Hugging Face's format), RUN, RUN@STEP, RUN@lossX,
+    OWNER/NAME@REVISION; `lossX` is the checkpoint whose upstream loss was nearest to X.
     """
     if init == "scratch":
         return Init(init, None)
     base, _, revision = init.partition("@")
-    target = re.fullmatch(r"loss(\d+\.?\d*)", revision)
-    if base == "builtin":
-        steps = _steps(UPSTREAM, r"step(\d+)")
-        if target:
-            return Init(init, nearest_by_loss(init, float(target[1]), _pretraining_curve(), steps))
+    if held := _held(base):
+        steps, curve = held
+        if target := re.fullmatch(r"loss(\d+\.?\d*)", revision):
+            return Init(init, nearest_by_loss(init, float(target[1]), curve(), steps))
         return Init(init, _pick(init, revision, steps))
-    path = Path(base).expanduser()
-    if (path / "checkpoints").is_dir():
-        steps = _steps(path / "checkpoints", r"step-(\d+)")
-        if target:
-            return Init(init, nearest_by_loss(init, float(target[1]), _run_curve(path), steps))
-        return Init(init, _pick(init, revision, steps))
-    if (path / "config.json").is_file() and not revision:
-        return Init(init, path)
-    raise CheckpointError(f"init={init}: no such checkpoint; give scratch, builtin, a folder or a run's folder")
+    folder = Path(base).expanduser()
+    if (folder / "config.json").is_file() and not revision:
+        return Init(init, folder)
+    return Init(init, _from_hub(init))
+
+
+def _folder_config(what: str, folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's config.json. Raises `CheckpointError` where it needs code of its own."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        kind = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{what}: {folder} has no config.json that says what model it is") from error
+    if kind not in CONFIG_MAPPING:
+        why = "needs code from its repository, which rewarm does not run" if "auto_map" in config else "is unknown"
+        raise CheckpointError(f"{what}: a model of type {kind!r} {why}; give one that transformers knows itself")
+    return dict(config)
+
+
+SHAPE_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+}
+"""Our names of a shape's numbers, and transformers'."""
+
+
+def check_shape(init: Init, config: ModelConfig) -> None:
+    """Raise `CheckpointError` where the checkpoint is not of the shape that `model` says."""
+    if init.folder is None:
+        return
+    found = _folder_config(f"init={init.name}", init.folder)
+    for ours, theirs in SHAPE_KEYS.items():
+        wanted = getattr(config, ours)
+        if wanted is not None and theirs in found and found[theirs] != wanted:
+            raise CheckpointError(
+                f"init={init.name}: has {theirs} {found[theirs]}, where model={config.name} has {wanted}; "
+                f"choose the model that it is a checkpoint of, or model=hf model.id={init.name.partition('@')[0]}"
+            )
 
 
 def _neox_config(config: ModelConfig) -> Any:  # noqa: ANN401 - transformers' config classes are untyped
@@ -149,27 +206,71 @@ def initialize(model: nn.Module, hidden_size: int, layers: int, generator: torch
             parameter.data.normal_(0.0, wang if residual else small, generator=generator)
 
 
+def _from_scratch(config: ModelConfig, seed: int, attention: str) -> nn.Module:
+    """Return a model of random weights: GPT-NeoX as Pythia's pre-training drew them, others as transformers does."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if config.id is None:
+        shape = _neox_config(config)
+    else:
+        repo, folder = parse_id("model.id", config.id), Path(config.id).expanduser()
+        if not folder.is_dir():
+            if repo is None:
+                raise UserError(f"model.id={config.id}: no such folder, and no hub id (owner/name)")
+            folder = download(repo, ["config.json"])
+        _folder_config(f"model.id={config.id}", folder)
+        shape = AutoConfig.from_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        auto: Any = AutoModelForCausalLM
+        model: nn.Module = auto.from_config(shape, dtype=torch.float32, attn_implementation=attention)
+    if shape.model_type == "gpt_neox":
+        initialize(model, shape.hidden_size, shape.num_hidden_layers, torch.Generator().manual_seed(seed))
+    return model
+
+
+def _from_folder(init: Init, attention: str) -> nn.Module:
+    """Return the model of a checkpoint. Raises `CheckpointError` for one that is damaged, or more than weights."""
+    from transformers import AutoModelForCausalLM
+
+    folder, auto = init.folder, cast("Any", AutoModelForCausalLM)
+    assert folder is not None
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            use_safetensors=any(folder.glob("*.safetensors")),
+            weights_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"init={init.name}: its pickle holds more than weights and was not loaded; "
+            f"where you trust it, convert it to safetensors"
+        ) from error
+    except Exception as error:  # a damaged file gives whatever its reader raises
+        raise CheckpointError(f"init={init.name}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"init={init.name}: lacks {len(missing)} of the model's weights, {missing[0]} among them"
+        )
+    loaded: nn.Module = model
+    return loaded
+
+
 def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
     """Return the model with FP32 weights on `device`, ready to train.
 
     Attention is eager on CPUs, where torch's fused kernel is slower for short contexts, else SDPA.
     """
-    from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # loading takes no time beside the run's own bar
     attention = "eager" if device.type == "cpu" else "sdpa"
-    if init.folder is None:
-        neox = _neox_config(config)
-        neox._attn_implementation = attention  # noqa: SLF001 - the documented way, by keyword, needs from_pretrained
-        model: nn.Module = GPTNeoXForCausalLM(neox)
-        assert config.hidden_size
-        assert config.layers
-        initialize(model, config.hidden_size, config.layers, torch.Generator().manual_seed(seed))
-    else:
-        model = AutoModelForCausalLM.from_pretrained(
-            init.folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
-        )
+    check_shape(init, config)
+    model = _from_scratch(config, seed, attention) if init.folder is None else _from_folder(init, attention)
     wrong = {name for name, p in model.named_parameters() if p.dtype != torch.float32}
     assert not wrong, f"master weights must be FP32: {sorted(wrong)[:3]}"
     return model.to(device).train()

@@ -71,16 +71,19 @@ class Windows:
         order = _permutation(self._seed, epoch, block, size) if self._block > 1 else np.zeros(1, dtype=np.int64)
         return block * self._block + order[within - block * self._block :]
 
-    def read(self, first: int, count: int) -> NDArray[Any]:
-        """Return sequences number `first` to `first + count` in order, of shape (count, context + 1)."""
+    def numbers(self, first: int, count: int) -> NDArray[np.int64]:
+        """Return the numbers of the windows that are `first` to `first + count` in order."""
         pieces: list[NDArray[np.int64]] = []
         stop = first + count
         while first < stop:
             piece = self._run(first)[: stop - first]
             pieces.append(piece)
             first += len(piece)
-        windows = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
-        return self._tokens.gather(windows * self._stride, self._context + 1)
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+    def read(self, first: int, count: int) -> NDArray[Any]:
+        """Return sequences number `first` to `first + count` in order, of shape (count, context + 1)."""
+        return self._tokens.gather(self.numbers(first, count) * self._stride, self._context + 1)
 
 
 class Batches:

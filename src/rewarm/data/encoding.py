@@ -48,6 +48,7 @@ def encoded(
     Documents that come as token ids keep them as they stand, and get their text. Raises `DataError` for ids that the
     tokenizer does not have.
     """
+    end_of_text = np.uint32(tokenizer.end_of_text)
     with _encoders(tokenizer, workers) as submit:
         waiting: deque[tuple[list[tuple[Document, Cursor]], Future[Rows]]] = deque()
 
@@ -56,7 +57,7 @@ def encoded(
             rows = iter(future.result())
             for document, cursor in batch:
                 if document.ids is None:
-                    yield next(rows), document, cursor
+                    yield np.append(next(rows), end_of_text), document, cursor
                 else:
                     yield _checked(document.ids, tokenizer), _with_text(document, tokenizer), cursor
 

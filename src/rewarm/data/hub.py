@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rewarm.cache import cache_dir, make_dir, write_json
-from rewarm.config import SourceConfig
 from rewarm.data.shards import FORMATS, format_of
 from rewarm.errors import DataError, RewarmError, UserError, choice
 
@@ -107,10 +106,20 @@ def _explained(repo: Repo) -> Iterator[None]:
         ) from error
 
 
+def _quiet() -> None:
+    """Keep the hub's libraries from reporting each request: what matters is reported here."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    for name in ("httpx", "httpx2", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
     """Return what the hub says of a repository, or None where it cannot be reached."""
     from huggingface_hub import HfApi
 
+    _quiet()
     reason: Exception | None = None
     waits = _waits(START_PATIENCE)
     while True:
@@ -201,13 +210,12 @@ class Listing:
     files: tuple[tuple[str, int], ...]
 
 
-def list_split(key: str, source: SourceConfig, dataset: str, split: str) -> Listing:
+def list_split(repo: Repo, subset: str | None, split: str) -> Listing:
     """Return the files of a split, as `datasets` resolves them.
 
     The first answer is pinned in the cache: every later run reads the same commit, with or without a network.
     """
-    repo = Repo(f"{key}.id", dataset, source.revision, "dataset")
-    asked = [dataset, source.revision, source.subset, split]
+    asked = [repo.id, repo.revision, subset, split]
     name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
     pin = make_dir(cache_dir() / "hub", "REWARM_CACHE") / f"{name}.json"
     if pin.is_file():
@@ -216,7 +224,7 @@ def list_split(key: str, source: SourceConfig, dataset: str, split: str) -> List
     info = _info(repo)
     if info is None:
         raise _unreachable(repo)
-    paths = _resolve(repo, key, source.subset, split, info.sha)
+    paths = _resolve(repo, subset, split, info.sha)
     for path in paths:
         if format_of(path) is None:
             raise UserError(f"{repo}: {path} is none of {', '.join(FORMATS)}")
@@ -225,7 +233,7 @@ def list_split(key: str, source: SourceConfig, dataset: str, split: str) -> List
     return listing
 
 
-def _resolve(repo: Repo, key: str, subset: str | None, split: str, commit: str) -> list[str]:
+def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[str]:
     """Return the paths of a split's files in the repository."""
     from datasets import disable_progress_bars, load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
@@ -238,7 +246,7 @@ def _resolve(repo: Repo, key: str, subset: str | None, split: str, commit: str) 
             raise UserError(f"{repo}: needs code from the hub to be read, which rewarm does not run") from error
         raise DataError(f"{repo}: could not be listed ({_line(error)})") from error
     except ValueError as error:  # the one about subsets names those that there are
-        raise UserError(f"{key}.subset={subset}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{repo}: subset={subset}: {' '.join(str(error).split())}") from error
     except (DatasetNotFoundError, OSError) as error:
         raise DataError(f"{repo}: could not be listed ({_line(error)})") from error
     splits: Mapping[Any, Sequence[str]] = builder.config.data_files or {}

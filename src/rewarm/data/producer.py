@@ -24,7 +24,7 @@ class Producer(threading.Thread):
     """Fills a store in the background. Only the owner of the store's lock writes; others wait for it."""
 
     def __init__(
-        self, folder: Path, spec: StoreSpec, source: Source, tokenizer: Tokenizer, until: int, workers: int
+        self, folder: Path, spec: StoreSpec, source: Source, tokenizer: Tokenizer, until: int, workers: int = 0
     ) -> None:
         super().__init__(name=f"producer-{spec.digest}", daemon=True)
         self._folder, self._spec, self._source, self._tokenizer = folder, spec, source, tokenizer

@@ -6,7 +6,7 @@ from rewarm.config import DataConfig, SourceConfig, source
 from rewarm.data.builtin import BuiltinSource
 from rewarm.data.documents import Source
 from rewarm.data.files import find_files, identity_of, local_shards
-from rewarm.data.hub import HubShard, list_split
+from rewarm.data.hub import HubShard, Repo, list_split
 from rewarm.data.indexed import IndexedTokens, index_of
 from rewarm.data.streams import Fields, Part, RecordSource
 from rewarm.data.tokenizers import Tokenizer
@@ -22,7 +22,8 @@ def make_source(data: DataConfig, side: str, split: str) -> Source:
         return BuiltinSource(side, split, config.weights)
     part = Part(split, config.validation_share)
     if split == "validation" and config.validation_id:
-        return _hub(data, config, key, config.validation_id, config.validation_split, None)
+        held_out = Repo(f"{key}.validation_id", config.validation_id, config.validation_revision, "dataset")
+        return _hub(data, config, held_out, None, config.validation_split, None)
     if split == "validation" and config.validation_path:
         return _files(data, config, key, split, part)
     if config.kind == "files":
@@ -30,7 +31,8 @@ def make_source(data: DataConfig, side: str, split: str) -> Source:
     same = not config.validation_id and not config.validation_path and config.validation_split == config.split
     wanted = config.split if split == "train" else config.validation_split
     assert config.id
-    return _hub(data, config, key, config.id, wanted, part if same else None)
+    repo = Repo(f"{key}.id", config.id, config.revision, "dataset")
+    return _hub(data, config, repo, config.subset, wanted, part if same else None)
 
 
 def open_existing(data: DataConfig, side: str, split: str, tokenizer: Tokenizer) -> IndexedTokens | None:
@@ -74,8 +76,10 @@ def _files(data: DataConfig, config: SourceConfig, key: str, split: str, part: P
     return RecordSource(local_shards(files), _fields(config), identity_of(files), data.max_bad_share, used_part)
 
 
-def _hub(data: DataConfig, config: SourceConfig, key: str, dataset: str, split: str, part: Part | None) -> Source:
-    listing = list_split(key, config, dataset, split)
-    shards = [HubShard(dataset, listing.commit, path, size, data.patience) for path, size in listing.files]
-    identity = {"kind": "hub", "id": dataset, "commit": listing.commit, "subset": config.subset, "split": split}
+def _hub(
+    data: DataConfig, config: SourceConfig, repo: Repo, subset: str | None, split: str, part: Part | None
+) -> Source:
+    listing = list_split(repo, subset, split)
+    shards = [HubShard(repo.id, listing.commit, path, size, data.patience) for path, size in listing.files]
+    identity = {"kind": "hub", "id": repo.id, "commit": listing.commit, "subset": subset, "split": split}
     return RecordSource(shards, _fields(config), identity, data.max_bad_share, part)

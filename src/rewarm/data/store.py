@@ -192,10 +192,10 @@ class TokenStore:
         """Return the tokens from `start` to `stop`, which must be there."""
         return self._segments.read(start, stop)
 
-    def documents(self, until: int) -> Iterator[tuple[int, str, int]]:
-        """Yield for each document of the first `until` tokens where it ends, its domain, and its bytes."""
+    def documents(self, until: int | None = None) -> Iterator[tuple[int, str, int]]:
+        """Yield for each document (of the first `until` tokens) where it ends, its domain, and its bytes."""
         for shard in self.shards:
-            if shard.start >= until:
+            if until is not None and shard.start >= until:
                 return
             names = shard.manifest["domain_names"]
             rows = np.fromfile(self.folder / f"shard-{shard.number:05d}.documents", dtype="<i8").reshape(-1, 3)

@@ -32,13 +32,9 @@ class Tokenizer:
     """Folder with the tokenizer's files, to be saved beside the weights."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Return the token ids of each text, without special tokens but for the end-of-text that closes it."""
-        rows = []
-        for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False):
-            ids = encoding.ids
-            ids.append(self.end_of_text)
-            rows.append(np.array(ids, dtype=np.uint32))
-        return rows
+        """Return the token ids of each text, without special tokens."""
+        encodings = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: NDArray[np.integer]) -> str:
         """Return the text of token ids, without special tokens."""
