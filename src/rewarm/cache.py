@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rewarm.errors import UserError
+from rewarm.errors import StorageError, UserError
+
+log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -44,12 +48,28 @@ def fsync_dir(path: Path) -> None:
 def write_durably(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees all of it or nothing, whatever is killed when."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # what a full disk left of it
+        raise
     fsync_dir(path.parent)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file of the run is written into a `StorageError`, which says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact; "
+            f"make room, and the same command goes on"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -61,7 +81,8 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
 def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold the lock file `path`, and yield whether it was got; the lock dies with the process.
 
-    With `wait` it is always got, sooner or later; without, another owner means False at once.
+    With `wait` it is always got, sooner or later; without, another owner means False at once. The file says who
+    the owner is. A file system without locks counts as one without other owners.
     """
     with path.open("a") as file:
         try:
@@ -69,6 +90,13 @@ def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s)", path, error.strerror)
+            yield True
+            return
+        with suppress(OSError):  # a full disk must not keep a run from going on
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         try:
             yield True
         finally:

@@ -5,11 +5,13 @@ Nothing heavy is imported here: `rewarm --help` must answer at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from rewarm import __version__
 from rewarm.errors import RewarmError, UserError, nearest
+from rewarm.training.signals import leave_on_signals
 
 HELP = """\
 rewarm: continual pre-training of language models, to learn how to re-warm the learning rate.
@@ -57,12 +59,26 @@ def _dispatch(arguments: Sequence[str]) -> None:
     VERBS[verb](rest)
 
 
-def main() -> None:
-    """Run the command line of this process; exit codes are 0, 2 for a user's mistake, 128+signal, or 1."""
+def _main() -> int:
     try:
         _dispatch(sys.argv[1:])
     except RewarmError as error:
         sys.stderr.write(f"rewarm: {error}\n")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except BrokenPipeError:
-        sys.exit(1)
+        return 1
+    except SystemExit as leaving:  # an application of Hydra's, which has said why
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return 0
+
+
+def main() -> None:
+    """Run the command line of this process; exit codes are 0, 2 for a user's mistake, 128+signal, or 1."""
+    os.umask(os.umask(0) | 0o002)  # nothing that a run leaves behind is writable for all
+    leave_on_signals()
+    code = _main()
+    hung = getattr(sys.modules.get("rewarm.tracking"), "hung", None)
+    if hung:  # a tracker that does not end would keep the process from ending too
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

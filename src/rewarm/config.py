@@ -205,8 +205,10 @@ class CheckpointConfig:
     """Steps between two checkpoints."""
     keep: int = 2
     """How many of the latest checkpoints stay; 0 keeps all."""
-    milestones: list[int] = field(default_factory=list)
-    """Steps whose checkpoint is saved and never removed."""
+    keep_every: int | None = None
+    """Checkpoints at multiples of this many steps are never removed."""
+    milestones: list[Any] = field(default_factory=list)
+    """Tokens (10M, 1.5B) at which a checkpoint is saved, at the nearest step, and never removed."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,8 @@ class TrackerConfig:
     """W&B mode: auto (online with an account, else offline), online, offline."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
+    patience: float = 30.0
+    """Seconds that the end of a run waits for a tracker before it is left behind."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,12 @@ class Config:
     """auto, fp16, bf16 or fp32."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    init_optimizer: bool = False
+    """Take the optimizer's moments along with the weights of `init`, from a checkpoint of rewarm's own."""
+    extend: bool = False
+    """Let the run in `run_dir` go on with another budget or horizon than it was begun with."""
+    max_hours: float | None = None
+    """Save and leave before this many hours have passed since the command was started."""
     run_dir: str = MISSING
     """Folder of the run, or of all runs of a sweep."""
     dry_run: bool = False
@@ -365,6 +375,15 @@ def _require(ok: bool, message: str) -> None:  # noqa: FBT001 - reads as an asse
 def check(config: Config) -> Config:
     """Raise a `UserError` for the first impossible value, and return the config."""
     c = config
+    _require(c.tracker.patience > 0, f"tracker.patience={c.tracker.patience}: must be above 0 seconds")
+    hours = c.max_hours
+    _require(hours is None or 0 < hours < math.inf, f"max_hours={hours}: must be a number of hours above 0")
+    _require(
+        not (c.init_optimizer and c.init == "scratch"),
+        "init_optimizer=true: init=scratch has no optimizer state; name a checkpoint, or leave it out",
+    )
+    for tokens in c.checkpoint.milestones:
+        parse_tokens("checkpoint.milestones", tokens)
     for name in ("max_lr", "min_lr_ratio", "warmup", "replay"):
         _require(math.isfinite(getattr(c, name)), f"{name}={getattr(c, name)}: must be a finite number")
     _require(c.max_lr > 0, f"max_lr={c.max_lr}: must be above 0, for example 6e-4")
@@ -441,6 +460,7 @@ def _check_numbers(c: Config) -> None:
         "evaluation.dense_every": c.evaluation.dense_every,
         "evaluation.batch_size": c.evaluation.batch_size,
         "checkpoint.every": c.checkpoint.every,
+        "checkpoint.keep_every": c.checkpoint.keep_every,
         "data.shuffle_window": c.data.shuffle_window,
         "scaler.growth_interval": c.scaler.growth_interval,
         "scaler.hysteresis": c.scaler.hysteresis,

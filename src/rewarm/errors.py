@@ -28,6 +28,18 @@ class CheckpointError(RewarmError):
     exit_code = 2
 
 
+class StorageError(RewarmError):
+    """A file of the run that cannot be written; what was saved before is intact."""
+
+
+class PreemptedError(RewarmError):
+    """The run was asked to stop, and was saved; the same command continues it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class DivergedError(RewarmError):
     """Training met too many non-finite values; the last good checkpoint is kept."""
 

@@ -16,8 +16,8 @@ TOKENS_AT_ONCE = 8192
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss), or infinity where that is too large for a float."""
-    return math.exp(loss) if loss < 700 else math.inf
+    """Return exp(loss), or infinity where that is too large for a float; NaN stays NaN."""
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 @torch.no_grad()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from rewarm.config import Config, parse_tokens
 from rewarm.errors import UserError
@@ -24,6 +26,7 @@ class Plan:
     """Up to this step evaluation is dense."""
     save_every: int
     milestones: tuple[int, ...]
+    """Steps whose checkpoint is saved and never removed."""
 
     def logs(self, step: int) -> bool:
         """Return whether training metrics are written at `step`."""
@@ -55,8 +58,12 @@ def schedule_spec(config: Config, horizon_steps: int) -> ScheduleSpec:
     )
 
 
-def make_plan(config: Config) -> Plan:
-    """Return the plan of a config. Raises `UserError` where the budget or the horizon is under one step."""
+def make_plan(config: Config, extensions: Sequence[Mapping[str, Any]] = ()) -> Plan:
+    """Return the plan of a config. Raises `UserError` where the budget or the horizon is under one step.
+
+    `extensions` (in `manifest.json` of an extended run) tells for each extension the last step before it, `after`,
+    and the `budget` and `horizon` until then: up to there the learning rates are those that were run.
+    """
     tokens_per_step = config.train.batch_size * config.train.context
 
     def steps(name: str, value: object) -> int:
@@ -66,17 +73,25 @@ def make_plan(config: Config) -> Plan:
         # To the nearest step, so that 296.86B tokens are the paper's 131,296 steps.
         return round(tokens / tokens_per_step)
 
-    budget_steps = steps("budget", config.budget)
-    horizon_steps = budget_steps if config.horizon is None else steps("horizon", config.horizon)
-    spec = schedule_spec(config, horizon_steps)
+    def horizon_steps(asked: Config) -> int:
+        return steps("budget", asked.budget) if asked.horizon is None else steps("horizon", asked.horizon)
+
+    spec = schedule_spec(config, horizon_steps(config))
+    earlier, seam = None, 0
+    for extension in extensions:
+        before = replace(config, budget=extension["budget"], horizon=extension["horizon"])
+        earlier = replace(schedule_spec(before, horizon_steps(before)), earlier=earlier, seam=seam)
+        seam = extension["after"]
+    spec = replace(spec, earlier=earlier, seam=seam)
+    milestones = (parse_tokens("checkpoint.milestones", tokens) for tokens in config.checkpoint.milestones)
     return Plan(
         tokens_per_step=tokens_per_step,
-        steps=budget_steps,
+        steps=steps("budget", config.budget),
         schedule=spec,
         log_every=config.train.log_every,
         evaluate_every=config.evaluation.every,
         evaluate_dense_every=config.evaluation.dense_every,
-        dense_steps=max(spec.warmup_steps, round(config.evaluation.dense_until * horizon_steps)),
+        dense_steps=max(spec.warmup_steps, round(config.evaluation.dense_until * spec.total_steps)),
         save_every=config.checkpoint.every,
-        milestones=tuple(config.checkpoint.milestones),
+        milestones=tuple(round(tokens / tokens_per_step) for tokens in milestones),
     )

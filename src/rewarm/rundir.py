@@ -9,18 +9,42 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rewarm.cache import make_dir, write_durably, write_json
+from rewarm.cache import exclusive, make_dir, storing, write_durably
 from rewarm.config import Config
-from rewarm.errors import DataError
+from rewarm.errors import DataError, UserError
 
 Metrics = Mapping[str, float]
+
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+(?=@)")
+
+
+def redacted(text: str) -> str:
+    """Return `text` without what is secret: environment values with a telling name, Hub tokens, logins in URLs."""
+    secrets = [v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 12 and v[0] != "/"]
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _SECRET_VALUE.sub("***", text)
+
+
+def config_text(config: Config) -> str:
+    """Return what `config.yaml` holds of a config."""
+    return redacted(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+
+
+def _line(metrics: Metrics) -> str:
+    """Return a line of `metrics.jsonl`. What is not finite becomes null: JSON has no other word for it."""
+    return json.dumps({key: value if math.isfinite(value) else None for key, value in metrics.items()}) + "\n"
 
 
 class RunFolder:
@@ -39,6 +63,18 @@ class RunFolder:
         make_dir(self.path, "run_dir")
         make_dir(self.checkpoints, "run_dir")
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from this run; the lock dies with its owner. Raises `UserError` if it is taken."""
+        path = self.path / ".lock"
+        with exclusive(path, wait=False) as got:
+            if not got:
+                owner = path.read_text(errors="replace") or "another process"
+                raise UserError(f"run_dir={self.path}: is in use by {owner}; wait for it, or choose another run_dir")
+            for left_by_killed in self.path.glob(".*.tmp"):
+                left_by_killed.unlink(missing_ok=True)
+            yield
+
     def exists(self) -> bool:
         """Return whether a run was begun here."""
         return (self.path / "config.yaml").is_file()
@@ -49,8 +85,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the resolved config."""
-        text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-        write_durably(self.path / "config.yaml", text.encode())
+        self._write("config.yaml", config_text(config))
 
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none."""
@@ -58,7 +93,7 @@ class RunFolder:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest."""
-        write_json(self.path / "manifest.json", dict(manifest))
+        self._write("manifest.json", json.dumps(dict(manifest), indent=1, ensure_ascii=False) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None where the run has not finished."""
@@ -67,7 +102,16 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary: from now on the run counts as finished."""
-        write_json(self.path / "summary.json", dict(summary))
+        self._write("summary.json", json.dumps(dict(summary), indent=1, ensure_ascii=False) + "\n")
+
+    def remove_summary(self) -> None:
+        """Take the summary away: the run counts as unfinished again."""
+        with storing(self.path / "summary.json"):
+            (self.path / "summary.json").unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str) -> None:
+        with storing(self.path / name):
+            write_durably(self.path / name, redacted(text).encode())
 
     def _load(self, name: str, parse: Any) -> Any:  # noqa: ANN401 - YAML and JSON values
         path = self.path / name
@@ -79,18 +123,25 @@ class RunFolder:
             raise DataError(f"{path}: cannot be read ({error})") from error
 
     def append_metrics(self, metrics: Metrics) -> None:
-        """Append one line. A value that is not finite is written as null: JSON has no other word for it."""
-        safe = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        """Append one line."""
         path = self.path / "metrics.jsonl"
-        with path.open("ab") as file:
-            file.write((json.dumps(safe) + "\n").encode())
+        with storing(path), path.open("ab") as file:
+            file.write(_line(metrics).encode())
 
-    def mend_metrics(self) -> None:
-        """End a last line that a killed process left unfinished, so that the next one stands on its own."""
+    def sync_metrics(self) -> None:
+        """Make the lines so far durable, so that no checkpoint outlives the metrics before it."""
         path = self.path / "metrics.jsonl"
-        if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-            with path.open("ab") as file:
-                file.write(b"\n")
+        if path.is_file():
+            with storing(path), path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def trim_metrics(self, step: int) -> None:
+        """Drop what was logged after `step`, from where the run goes on, and lines left unfinished."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file():
+            kept = "".join(_line(row) for row in self.read_metrics() if row["step"] <= step)
+            with storing(path):
+                write_durably(path, kept.encode())
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Return the metrics in order of steps, each step once: of a step logged twice, the later line.

@@ -48,6 +48,10 @@ class ScheduleSpec:
     """How steeply `infinite_inverse_sqrt` cools down."""
     timescale: float = 0.01
     """Share of the horizon over which `inverse_sqrt` falls to 1/sqrt(2) of the maximum."""
+    earlier: ScheduleSpec | None = None
+    """The curve up to update `seam`, where the run was extended there."""
+    seam: int = 0
+    """Last update of the `earlier` curve."""
 
 
 def _progress(t: Curve, start: float, end: float) -> Curve:
@@ -147,10 +151,12 @@ DECAY_SHAPES = ("linear", "cosine", "1-sqrt")
 def lr_curve(spec: ScheduleSpec, steps: NDArray[np.int64] | Curve) -> Curve:
     """Return the learning rate of each of `steps`, in float64, of the same shape as `steps`."""
     t = np.asarray(steps, dtype=np.float64)
-    after = SCHEDULES[spec.name](spec, t)
-    if spec.warmup_steps == 0:
-        return after
-    return np.where(t <= spec.warmup_steps, spec.max_lr * t / spec.warmup_steps, after)
+    curve = SCHEDULES[spec.name](spec, t)
+    if spec.warmup_steps > 0:
+        curve = np.where(t <= spec.warmup_steps, spec.max_lr * t / spec.warmup_steps, curve)
+    if spec.earlier is not None:
+        curve = np.where(t <= spec.seam, lr_curve(spec.earlier, t), curve)
+    return curve
 
 
 def lr(spec: ScheduleSpec, step: int) -> float:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
 import netrc
 import os
-from collections.abc import Mapping
+import queue
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,33 +79,66 @@ class WandbTracker:
         self._run.finish(exit_code=0 if summary else 1)
 
 
-TRACKERS = {"wandb": WandbTracker}
+TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {"wandb": WandbTracker}
+
+
+class _Guarded(threading.Thread):
+    """A tracker in a thread of its own: whatever it does there, the run goes on.
+
+    What is logged waits in a queue; after an error, or while a tracker hangs with the queue full, it is dropped.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        super().__init__(name=f"tracker-{name}", daemon=True)
+        self._tracker_name, self._make = name, make
+        self._actions: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(MOST_WAITING)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            tracker = self._make()
+            while (action := self._actions.get()) is not None:
+                action(tracker)
+        except Exception as error:
+            log.warning("tracker %s is off: %s", self._tracker_name, error)
+
+    def do(self, action: Callable[[Tracker], None] | None) -> None:
+        """Have `action` done on the tracker, after those before it; None ends the thread."""
+        with contextlib.suppress(queue.Full):
+            self._actions.put_nowait(action)
+
+    def end(self, seconds: float) -> None:
+        """Wait until all is done, but not for ever."""
+        self.do(None)
+        self.join(seconds)
+        if self.is_alive():
+            log.warning("tracker %s: does not end; left behind after %g s", self._tracker_name, seconds)
+            hung.append(self._tracker_name)
+
+
+MOST_WAITING = 10_000
+"""Lines of metrics that may wait for a tracker."""
+hung: list[str] = []
+"""Trackers of this process that did not end: they might keep it from ending."""
 
 
 class Trackers:
-    """All trackers of a run. One that raises is dropped with a warning; training goes on."""
+    """All trackers of a run. One that raises or hangs is dropped with a warning; training goes on."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        self._trackers: dict[str, Tracker] = {}
-        for name in config.tracker.names:
-            try:
-                self._trackers[name] = TRACKERS[name](config, folder)
-            except Exception as error:
-                log.warning("tracker %s is off: %s", name, error)
+        self._patience = config.tracker.patience
+        self._trackers = [
+            _Guarded(name, functools.partial(TRACKERS[name], config, folder)) for name in config.tracker.names
+        ]
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Log a step to every tracker."""
-        self._each(lambda tracker: tracker.log(metrics))
+        for tracker in self._trackers:
+            tracker.do(lambda t: t.log(metrics))
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Close every tracker."""
-        self._each(lambda tracker: tracker.finish(summary))
+        """Close every tracker, in no more than the time that the config grants it."""
+        for tracker in self._trackers:
+            tracker.do(lambda t: t.finish(summary))
+            tracker.end(self._patience)
         self._trackers.clear()
-
-    def _each(self, action: Any) -> None:  # noqa: ANN401 - a callable on a tracker
-        for name, tracker in list(self._trackers.items()):
-            try:
-                action(tracker)
-            except Exception as error:
-                log.warning("tracker %s is off: %s", name, error)
-                del self._trackers[name]

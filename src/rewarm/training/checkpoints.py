@@ -3,6 +3,9 @@
 checkpoints/step-N/   model.safetensors, config.json, tokenizer.json …   what transformers loads
 state.pt        optimizer, scaler, RNG, counts; loads with `weights_only=True`
 manifest.json   step, tokens, and the size and SHA-256 of every other file, written last
+
+What has no manifest is not a checkpoint. A checkpoint that is not what its manifest says is never deleted: it is
+set aside as `step-N.damaged`, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -13,18 +16,68 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from rewarm.cache import fsync_dir, write_json
+from rewarm.cache import fsync_dir, storing, write_json
 from rewarm.errors import CheckpointError
 from rewarm.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a run's state in host memory."""
+
+    step: int
+    tokens: int
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors of the copy."""
+        return _tensors([self.weights, self.state])
+
+
+def take_snapshot(state: TrainState, over: Snapshot | None = None) -> Snapshot:
+    """Copy a state into host memory: that of the snapshot `over`, where there is one.
+
+    From a GPU the copies are only enqueued; whoever reads them must wait for the device first.
+    """
+    weights = _to_host(state.model.state_dict(), over and over.weights)
+    return Snapshot(state.step, state.tokens, weights, _to_host(state.state_dict(), over and over.state))
+
+
+def _to_host(value: Any, over: Any) -> Any:  # noqa: ANN401 - any nesting of containers and tensors
+    if isinstance(value, Tensor):
+        if not isinstance(over, Tensor) or (over.shape, over.dtype) != (value.shape, value.dtype):
+            over = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+        return over.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        known = over if isinstance(over, dict) else {}
+        return {key: _to_host(item, known.get(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        known_items = over if isinstance(over, list | tuple) and len(over) == len(value) else [None] * len(value)
+        return type(value)(_to_host(item, known) for item, known in zip(value, known_items, strict=True))
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:  # noqa: ANN401 - any nesting of containers and tensors
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
 
 
 def _sha256(path: Path) -> str:
@@ -37,32 +90,49 @@ def _fsync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def save(parent: Path, state: TrainState, tokenizer_folder: Path | None) -> Path:
-    """Write `parent/step-N` and return it. Until the last rename there is no such checkpoint."""
-    target = parent / f"step-{state.step}"
-    aside = parent / f".step-{state.step}.{os.getpid()}.tmp"
-    if aside.exists():
-        shutil.rmtree(aside)
+def write(parent: Path, snapshot: Snapshot, model: nn.Module, tokenizer_folder: Path | None) -> Path:
+    """Write `parent/step-N` and return it. Until the last rename there is no such checkpoint.
+
+    Of `model` only the configuration is read. Raises `StorageError` where the disk is full.
+    """
+    target = parent / f"step-{snapshot.step}"
+    aside = parent / f".step-{snapshot.step}.tmp"
+    try:
+        with storing(target):
+            _fill(aside, snapshot, model, tokenizer_folder)
+            if target.exists():  # not one that was continued from: see `latest`
+                _set_aside(target)
+            aside.rename(target)
+            fsync_dir(parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # gives back what it took of a full disk
+        raise
+    return target
+
+
+def _fill(aside: Path, snapshot: Snapshot, model: Any, tokenizer_folder: Path | None) -> None:  # noqa: ANN401 - a PreTrainedModel, which is untyped
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    model: Any = state.model
-    model.save_pretrained(aside)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(aside)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(aside)
+    for name in TOKENIZER_FILES:
         if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, aside / name)
-    torch.save(state.state_dict(), aside / "state.pt")
+    try:
+        save_file(snapshot.weights, aside / "model.safetensors", metadata={"format": "pt"})
+        torch.save(snapshot.state, aside / "state.pt")
+    except (SafetensorError, RuntimeError) as error:  # what their own code makes of an error of the disk
+        raise OSError(None, str(error).splitlines()[0]) from error
+    # safetensors lets only the owner read; a checkpoint is as readable as the rest of the run.
+    shutil.copymode(aside / "config.json", aside / "model.safetensors")
     files = {}
     for path in sorted(aside.iterdir()):
         _fsync(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    write_json(
-        aside / "manifest.json",
-        {"format": FORMAT, "step": state.step, "tokens": state.tokens, "files": files},
-    )
-    if target.exists():
-        shutil.rmtree(target)
-    aside.rename(target)
-    fsync_dir(parent)
-    return target
+    manifest = {"format": FORMAT, "step": snapshot.step, "tokens": snapshot.tokens, "files": files}
+    write_json(aside / "manifest.json", manifest)
 
 
 def steps(parent: Path) -> list[int]:
@@ -73,31 +143,54 @@ def steps(parent: Path) -> list[int]:
     return sorted(int(match[1]) for match, path in matches if match and (path / "manifest.json").is_file())
 
 
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def verify(folder: Path) -> None:
     """Raise `CheckpointError` unless every file is there and is what the manifest says."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = json.loads((folder / "manifest.json").read_bytes())["files"]
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: its manifest cannot be read") from error
-    for name, expected in files.items():
-        path = folder / name
+    if missing := {"config.json", "model.safetensors", "state.pt"} - expected.keys():
+        raise CheckpointError(f"{folder}: its manifest lacks {', '.join(sorted(missing))}")
+    for name, (size, digest) in expected.items():
+        path = folder / Path(name).name  # a manifest cannot point out of its folder
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+        if path.stat().st_size != size or _sha256(path) != digest:
             raise CheckpointError(f"{path}: is not what was written (checksum differs)")
 
 
 def latest(parent: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, or None; a damaged one is passed over with a warning."""
+    """Return the newest checkpoint that is whole, or None; damaged ones are set aside with a warning."""
+    damaged = []
+    found = None
     for step in reversed(steps(parent)):
         folder = parent / f"step-{step}"
         try:
             verify(folder)
         except CheckpointError as error:
             log.warning("%s; going back to the checkpoint before it", error)
+            damaged.append(folder)
             continue
-        return folder
-    return None
+        found = folder
+        break
+    for folder in damaged:
+        _set_aside(folder)
+    return found
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename a folder that is not a whole checkpoint, so that it stays without being taken for one."""
+    number = 1
+    while (name := folder.with_name(f"{folder.name}.damaged-{number}")).exists():
+        number += 1
+    folder.rename(name)
+    log.warning("%s: kept as %s", folder, name.name)
 
 
 def load_state(folder: Path, state: TrainState) -> None:
@@ -105,10 +198,37 @@ def load_state(folder: Path, state: TrainState) -> None:
     state.load_state_dict(torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
 
 
-def prune(parent: Path, keep: int, milestones: tuple[int, ...]) -> None:
-    """Remove all checkpoints but the last `keep` (0: keep all) and the milestones."""
+def load_moments(folder: Path | None, state: TrainState, init: str) -> None:
+    """Load the optimizer's moments, and nothing else, from a checkpoint of rewarm's own.
+
+    The learning rate and all other hyperparameters stay those of the new run. `init` is for the error.
+    """
+    if folder is None or not (folder / "state.pt").is_file():
+        raise CheckpointError(
+            f"init_optimizer=true: init={init} has no optimizer state; only rewarm's own checkpoints have it"
+        )
+    verify(folder)
+    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["optimizer"]
+    current = state.optimizer.state_dict()
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    shapes = [saved["state"][i]["exp_avg"].shape if i in saved["state"] else None for i in range(len(parameters))]
+    if shapes != [p.shape for p in parameters]:
+        raise CheckpointError(f"init_optimizer=true: the optimizer state of init={init} is that of another model")
+    state.optimizer.load_state_dict({"state": saved["state"], "param_groups": current["param_groups"]})
+
+
+def clean(parent: Path) -> None:
+    """Remove what a killed process left half written or half removed. Only for the owner of the run's lock."""
+    for path in parent.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(parent: Path, keep: int, keep_every: int | None, milestones: Collection[int]) -> None:
+    """Remove all checkpoints but the last `keep` (0: keep all), multiples of `keep_every`, and milestones."""
     if keep == 0:
         return
     for step in steps(parent)[:-keep]:
-        if step not in milestones:
-            shutil.rmtree(parent / f"step-{step}")
+        if step not in milestones and not (keep_every and step % keep_every == 0):
+            # Renamed first: a kill in between must not leave half a checkpoint behind.
+            aside = (parent / f"step-{step}").rename(parent / f".step-{step}.old.tmp")
+            shutil.rmtree(aside)

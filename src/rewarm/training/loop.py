@@ -43,9 +43,9 @@ class Loop:
     data: RunData
     precision: Precision
     micro_batch_size: int
-    record: Callable[[Metrics], None]
+    record: Callable[[Metrics], None] = lambda _: None
     """Called with each line of metrics."""
-    save: Callable[[], None]
+    save: Callable[[], None] = lambda: None
     """Called when a checkpoint is due."""
     stop_asked: Callable[[], bool] = lambda: False
     """Asked after every step: whether to save and leave."""
@@ -76,6 +76,7 @@ class Loop:
                     self._log(metrics)
                 stop = self.stop_asked()
                 if self.plan.saves(step) or stop:
+                    self._check_finite()
                     self.save()
                 if stop and step < self.plan.steps:
                     return False
@@ -131,7 +132,7 @@ class Loop:
         """Stop the run after too many non-finite steps in a row; without loss scaling, one is too many."""
         scaler = self.state.scaler
         allowed = self.config.train.max_bad_steps if scaler.dynamic else 1
-        bad = int(scaler.skipped_in_a_row.item())
+        bad = int((scaler.skipped_in_a_row if scaler.dynamic else scaler.skipped).item())
         if bad >= allowed:
             raise DivergedError(
                 f"stopped at step {self.state.step}: {bad} non-finite steps in a row "

@@ -7,7 +7,6 @@ import logging
 import platform
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import RewarmError, UserError
 from rewarm.evaluation import evaluate
 from rewarm.models import Init, check_fits, count_parameters, load_model, resolve_init
-from rewarm.plan import Plan, make_plan
+from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.summary import summarize, table
 from rewarm.tracking import Trackers
 from rewarm.training import checkpoints
 from rewarm.training.loop import Loop
 from rewarm.training.precision import LossScaler, Precision, resolve_device, resolve_precision
+from rewarm.training.resume import check_continues, check_same_data, describe_seam, extend, extensions
+from rewarm.training.saving import Saver
 from rewarm.training.signals import StopRequest
 from rewarm.training.state import TrainState, make_optimizer
 
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 CPU_TOKENS_AT_ONCE = 8192
 GPU_TOKENS_AT_ONCE = 16384
-NEUTRAL_KEYS = frozenset({"run_dir", "dry_run", "tracker", "device"})
-"""Top-level keys that may differ when a run continues: they do not change its numbers."""
 
 
 def set_up_host(config: Config, device: torch.device) -> None:
@@ -58,7 +57,9 @@ def micro_batch_size(config: Config, device: torch.device) -> int:
     return max(n for n in range(1, most + 1) if config.train.batch_size % n == 0)
 
 
-def _manifest(config: Config, init: Init, data: RunData, precision: Precision, parameters: int) -> dict[str, Any]:
+def _manifest(
+    config: Config, init: Init, data: RunData, precision: Precision, micro_batch: int, parameters: int
+) -> dict[str, Any]:
     import transformers
 
     device = precision.device
@@ -71,6 +72,7 @@ def _manifest(config: Config, init: Init, data: RunData, precision: Precision, p
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "precision": precision.name,
+        "micro_batch_size": micro_batch,
         "parameters": parameters,
         "init": {"asked": config.init, "folder": str(init.folder) if init.folder else None},
         "data": data.fingerprint,
@@ -79,33 +81,8 @@ def _manifest(config: Config, init: Init, data: RunData, precision: Precision, p
     }
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ, with both values."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} (was {a}, now {b})")
-    return found
-
-
-def check_continues(folder: RunFolder, config: Config) -> None:
-    """Raise `UserError` where the run in `folder` was begun with a config that gives other numbers."""
-
-    def telling(values: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if key not in NEUTRAL_KEYS}
-
-    differing = _differing(telling(folder.read_config()), telling(asdict(config)))
-    if differing:
-        raise UserError(
-            f"run_dir={folder.path}: holds a run with another config; choose another run_dir, or undo: "
-            + "; ".join(differing)
-        )
-
-
 def _build_state(config: Config, init: Init, tokenizer: Tokenizer, precision: Precision) -> TrainState:
+    torch.manual_seed(config.seed)
     model = load_model(init, config.model, config.seed, precision.device)
     check_fits(model, config.train.context, tokenizer.size)
     scaler = LossScaler(config.scaler, precision.device, dynamic=precision.scales)
@@ -115,75 +92,106 @@ def _build_state(config: Config, init: Init, tokenizer: Tokenizer, precision: Pr
 def run(config: Config) -> tuple[float, float]:
     """Train as `config` says, or continue the run in its folder; return final upstream and downstream loss."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    plan = make_plan(config)
+    make_plan(config)  # a mistake in it, or in `init`, must leave no folder behind
     folder = RunFolder(Path(config.run_dir))
-    if folder.exists():
-        check_continues(folder, config)
-        if (summary := folder.read_summary()) is not None:
-            log.info("%s: is finished already; nothing to do", folder.path)
-            return summary["upstream"]["final"], summary["downstream"]["final"]
-    init = resolve_init(config.init)
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    set_up_host(config, device)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    if not folder.exists():
+        resolve_init(config.init)
     folder.create()
-    data = open_data(config, plan, tokenizer)
-    saved = checkpoints.latest(folder.checkpoints)
-    state = _build_state(config, Init(str(saved), saved) if saved else init, tokenizer, precision)
-    if saved is not None:
-        checkpoints.load_state(saved, state)
-        log.info("%s: continues after step %d", folder.path, state.step)
-    folder.mend_metrics()
-    folder.write_config(config)
-    folder.write_manifest(_manifest(config, init, data, precision, count_parameters(state.model)))
-    with StopRequest() as stop:
-        _fit(config, plan, folder, state, data, precision, tokenizer, stop)
+    with folder.lock():
+        if folder.exists():
+            _continue(config, folder)
+        else:
+            _train(config, folder, None)
     summary = folder.read_summary()
     assert summary is not None
     return summary["upstream"]["final"], summary["downstream"]["final"]
 
 
-def _fit(
-    config: Config,
-    plan: Plan,
-    folder: RunFolder,
-    state: TrainState,
-    data: RunData,
-    precision: Precision,
-    tokenizer: Tokenizer,
-    stop: StopRequest,
-) -> None:
-    trackers = Trackers(config, folder.path)
-    summary = None
+def _continue(config: Config, folder: RunFolder) -> None:
+    """Go on with the run in `folder`, extended where that was asked for, unless it is finished."""
+    extends = check_continues(folder, config)
+    plan = make_plan(config, extensions(folder))
+    summary = folder.read_summary()
+    if summary is not None and not extends:
+        log.info("%s: is finished already; nothing to do", folder.path)
+        return
+    checkpoints.clean(folder.checkpoints)
+    saved = checkpoints.latest(folder.checkpoints)
+    if extends:
+        step = checkpoints.step_of(saved) if saved else 0
+        if plan.steps < step:
+            raise UserError(
+                f"budget={config.budget}: is {plan.steps:,} steps, and the run is at step {step:,} already; give more"
+            )
+        extend(folder, config, step)
+        log.info("%s", describe_seam(make_plan(config, extensions(folder)), step))
+    _train(config, folder, saved)
+
+
+def _train(config: Config, folder: RunFolder, saved: Path | None) -> None:
+    """Train from the checkpoint `saved`, or from `init` where there is none, to the end."""
+    begun = folder.read_manifest()
+    plan = make_plan(config, extensions(folder))
+    init = Init(str(saved), saved) if saved else resolve_init(config.init)
+    device = resolve_device(config.device)
+    # What rewarm chose by itself when the run was begun stays chosen: its numbers depend on it.
+    chosen = begun.get("precision", "auto") if config.precision == "auto" else config.precision
+    precision = resolve_precision(chosen, device)
+    micro_batch = begun.get("micro_batch_size") or micro_batch_size(config, device)
+    set_up_host(config, device)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    data = open_data(config, plan, tokenizer)
+    check_same_data(folder, data.fingerprint)
+    state = _build_state(config, init, tokenizer, precision)
+    if saved is None and init.folder is not None and (init.folder / "manifest.json").is_file():
+        checkpoints.verify(init.folder)
+    if saved is not None:
+        checkpoints.load_state(saved, state)
+        log.info("%s: continues after step %d", folder.path, state.step)
+    elif config.init_optimizer:
+        checkpoints.load_moments(init.folder, state, config.init)
+    folder.trim_metrics(state.step if saved else -1)
+    kept = {key: begun[key] for key in ("init", "started", "extensions") if key in begun}
+    folder.write_manifest(_manifest(config, init, data, precision, micro_batch, count_parameters(state.model)) | kept)
+    folder.write_config(config)
+    loop = Loop(config, plan, state, data, precision, micro_batch)
+    summary = _fit(config, folder, loop, tokenizer)
+    sys.stdout.write(table(folder.path, summary))
+
+
+def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Run the loop with everything that listens to it, and return the summary."""
+    state = loop.state
+
+    def write(snapshot: checkpoints.Snapshot) -> None:
+        folder.sync_metrics()
+        checkpoints.write(folder.checkpoints, snapshot, state.model, tokenizer.folder)
+        c = config.checkpoint
+        checkpoints.prune(folder.checkpoints, c.keep, c.keep_every, loop.plan.milestones)
 
     def record(metrics: dict[str, float]) -> None:
         folder.append_metrics(metrics)
         trackers.log(metrics)
 
-    def save() -> None:
-        checkpoints.save(folder.checkpoints, state, tokenizer.folder)
-        checkpoints.prune(folder.checkpoints, config.checkpoint.keep, plan.milestones)
-
-    loop = Loop(
-        config=config,
-        plan=plan,
-        state=state,
-        data=data,
-        precision=precision,
-        micro_batch_size=micro_batch_size(config, precision.device),
-        record=record,
-        save=save,
-        stop_asked=stop.asked,
-    )
+    summary = None
+    trackers = Trackers(config, folder.path)
     try:
-        if not loop.run():
-            raise stop.exit_error(state.step)
+        with Saver(write) as saver, StopRequest(config.max_hours) as stop:
+
+            def stop_asked() -> bool:
+                saver.check()
+                return stop.asked(saver.seconds(state))
+
+            loop.record, loop.stop_asked = record, stop_asked
+            loop.save = lambda: saver.save(state)
+            done = loop.run()
+        if not done:
+            raise stop.error(state.step)
         summary = summarize(folder.read_metrics())
         folder.write_summary(summary)
     finally:
         trackers.finish(summary)
-    sys.stdout.write(table(folder.path, summary))
+    return summary
 
 
 def evaluate_init(config: Config) -> None:

@@ -1,29 +1,58 @@
-"""Signals ask a run to stop; the loop answers at the end of a step."""
+"""What asks a run to stop: signals, and the end of its time. It stops at the end of a step, saved."""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from rewarm.errors import RewarmError
+from rewarm.errors import PreemptedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+OUT_OF_TIME = 75
+"""Exit code of a run that left because of `max_hours`: EX_TEMPFAIL of sysexits.h, "try again"."""
+_STARTED = time.monotonic()
 
 
-class PreemptedError(RewarmError):
-    """The run was asked to stop, and was saved; the same command continues it."""
+def _say(text: str) -> None:
+    """Write a line to stderr from a signal handler, where Python's own streams may be in use."""
+    os.write(2, f"\nrewarm: {text}\n".encode())
+
+
+def leave(number: int, _: FrameType | None = None) -> None:
+    """End the process at once with 128 + signal. Nothing can break: every file is renamed into place whole."""
+    _say(f"{signal.Signals(number).name}: left at once; the same command starts again from what was saved")
+    os._exit(128 + number)
+
+
+def leave_on_signals() -> None:
+    """Make the signals end this process with a line and an exit code, and without a traceback."""
+    for number in SIGNALS:
+        signal.signal(number, leave)
 
 
 class StopRequest:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 set a flag; handlers are restored at the end."""
+    """While entered, a signal sets a flag that the loop asks for after each step.
 
-    def __init__(self) -> None:
-        self._signal: int | None = None
+    Before the first step there is nothing to save, and a signal ends the process at once; so does the third one
+    after it. Handlers are restored at the end. `max_hours` counts from the start of the process.
+    """
+
+    def __init__(self, max_hours: float | None = None) -> None:
+        self._max_hours = max_hours
+        self._signals: list[int] = []
         self._previous: dict[signal.Signals, Any] = {}
+        self._stepped = False
+        self._last_asked = time.monotonic()
+        self._longest_step = 0.0
 
     def __enter__(self) -> Self:
-        self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
+            self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -31,16 +60,28 @@ class StopRequest:
             signal.signal(s, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._signal = number
+        self._signals.append(number)
+        if not self._stepped or len(self._signals) >= 3:
+            leave(number)
+        if len(self._signals) == 1:
+            _say(f"{signal.Signals(number).name}: saving after this step (two more signals: leave at once, unsaved)")
 
-    def asked(self) -> bool:
-        """Return whether a signal came."""
-        return self._signal is not None
+    def asked(self, save_seconds: float) -> bool:
+        """Return whether to save and leave, after a step; `save_seconds` is how long a save may take."""
+        self._stepped = True
+        now = time.monotonic()
+        self._longest_step = max(self._longest_step, now - self._last_asked)
+        self._last_asked = now
+        return bool(self._signals) or now + 2 * self._longest_step + save_seconds > self._deadline()
 
-    def exit_error(self, step: int) -> PreemptedError:
-        """Return the error that ends the process with 128 + signal, as SLURM's requeue expects."""
-        assert self._signal is not None
-        name = signal.Signals(self._signal).name
-        error = PreemptedError(f"{name}: saved at step {step}; the same command with its run_dir continues")
-        error.exit_code = 128 + self._signal
-        return error
+    def _deadline(self) -> float:
+        return math.inf if self._max_hours is None else _STARTED + 3600 * self._max_hours
+
+    def error(self, step: int) -> PreemptedError:
+        """Return the error that ends the process with 128 + signal, as SLURM's requeue expects, or 75."""
+        if self._signals:
+            number = self._signals[0]
+            reason, code = signal.Signals(number).name, 128 + number
+        else:
+            reason, code = f"max_hours={self._max_hours}", OUT_OF_TIME
+        return PreemptedError(f"{reason}: saved at step {step}; the same command with its run_dir continues", code)
