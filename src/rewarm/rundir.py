@@ -58,18 +58,23 @@ class RunFolder:
         """Return the folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
     def create(self) -> None:
         """Make the folder. Raises `UserError` where it cannot be written."""
         make_dir(self.path, "run_dir")
         make_dir(self.checkpoints, "run_dir")
+        with storing(self._lock):
+            self._lock.touch()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from this run; the lock dies with its owner. Raises `UserError` if it is taken."""
-        path = self.path / ".lock"
-        with exclusive(path, wait=False) as got:
+        with exclusive(self._lock, wait=False) as got:
             if not got:
-                owner = path.read_text(errors="replace") or "another process"
+                owner = self._lock.read_text(errors="replace") or "another process"
                 raise UserError(f"run_dir={self.path}: is in use by {owner}; wait for it, or choose another run_dir")
             for left_by_killed in self.path.glob(".*.tmp"):
                 left_by_killed.unlink(missing_ok=True)

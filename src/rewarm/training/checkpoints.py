@@ -2,7 +2,7 @@
 
 checkpoints/step-N/   model.safetensors, config.json, tokenizer.json …   what transformers loads
 state.pt        optimizer, scaler, RNG, counts; loads with `weights_only=True`
-manifest.json   step, tokens, and the size and SHA-256 of every other file, written last
+manifest.json   step, tokens, the size and SHA-256 of every other file, and its own; written last
 
 What has no manifest is not a checkpoint. A checkpoint that is not what its manifest says is never deleted: it is
 set aside as `step-N.damaged`, and the one before it is used.
@@ -10,10 +10,12 @@ set aside as `step-N.damaged`, and the one before it is used.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Collection
@@ -45,9 +47,10 @@ class Snapshot:
     weights: dict[str, Tensor]
     state: dict[str, Any]
 
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors of the copy."""
-        return _tensors([self.weights, self.state])
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the weights."""
+        return next(iter(self.weights.values())).dtype
 
 
 def take_snapshot(state: TrainState, over: Snapshot | None = None) -> Snapshot:
@@ -73,16 +76,14 @@ def _to_host(value: Any, over: Any) -> Any:  # noqa: ANN401 - any nesting of con
     return value
 
 
-def _tensors(value: Any) -> list[Tensor]:  # noqa: ANN401 - any nesting of containers and tensors
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for item in items for tensor in _tensors(item)]
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Return the checksum that a manifest holds of itself."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _fsync(path: Path) -> None:
@@ -113,8 +114,9 @@ def write(parent: Path, snapshot: Snapshot, model: nn.Module, tokenizer_folder: 
 def _fill(aside: Path, snapshot: Snapshot, model: Any, tokenizer_folder: Path | None) -> None:  # noqa: ANN401 - a PreTrainedModel, which is untyped
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(aside)
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], snapshot.dtype
+    config.save_pretrained(aside)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(aside)
     for name in TOKENIZER_FILES:
@@ -132,7 +134,7 @@ def _fill(aside: Path, snapshot: Snapshot, model: Any, tokenizer_folder: Path | 
         _fsync(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     manifest = {"format": FORMAT, "step": snapshot.step, "tokens": snapshot.tokens, "files": files}
-    write_json(aside / "manifest.json", manifest)
+    write_json(aside / "manifest.json", manifest | {"sha256": _digest(manifest)})
 
 
 def steps(parent: Path) -> list[int]:
@@ -151,17 +153,18 @@ def step_of(folder: Path) -> int:
 def verify(folder: Path) -> None:
     """Raise `CheckpointError` unless every file is there and is what the manifest says."""
     try:
-        files = json.loads((folder / "manifest.json").read_bytes())["files"]
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        digest = manifest.pop("sha256")
+        files = manifest["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: its manifest cannot be read") from error
-    if missing := {"config.json", "model.safetensors", "state.pt"} - expected.keys():
-        raise CheckpointError(f"{folder}: its manifest lacks {', '.join(sorted(missing))}")
-    for name, (size, digest) in expected.items():
+    if _digest(manifest) != digest:
+        raise CheckpointError(f"{folder}: its manifest is not what was written (checksum differs)")
+    for name, expected in files:
         path = folder / Path(name).name  # a manifest cannot point out of its folder
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")
-        if path.stat().st_size != size or _sha256(path) != digest:
+        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
             raise CheckpointError(f"{path}: is not what was written (checksum differs)")
 
 
@@ -193,9 +196,17 @@ def _set_aside(folder: Path) -> None:
     log.warning("%s: kept as %s", folder, name.name)
 
 
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{folder}/state.pt: holds other things than tensors and is not loaded") from error
+    return state
+
+
 def load_state(folder: Path, state: TrainState) -> None:
     """Load everything but the weights from a checkpoint."""
-    state.load_state_dict(torch.load(folder / "state.pt", map_location="cpu", weights_only=True))
+    state.load_state_dict(_read_state(folder))
 
 
 def load_moments(folder: Path | None, state: TrainState, init: str) -> None:
@@ -208,7 +219,7 @@ def load_moments(folder: Path | None, state: TrainState, init: str) -> None:
             f"init_optimizer=true: init={init} has no optimizer state; only rewarm's own checkpoints have it"
         )
     verify(folder)
-    saved = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["optimizer"]
+    saved = _read_state(folder)["optimizer"]
     current = state.optimizer.state_dict()
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     shapes = [saved["state"][i]["exp_avg"].shape if i in saved["state"] else None for i in range(len(parameters))]

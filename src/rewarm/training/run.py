@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import platform
 import sys
 import time
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 
 from rewarm import __version__
-from rewarm.config import Config
+from rewarm.cache import storing
+from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData, open_data, open_validation
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import RewarmError, UserError
@@ -104,7 +106,8 @@ def run(config: Config) -> tuple[float, float]:
             _train(config, folder, None)
     summary = folder.read_summary()
     assert summary is not None
-    return summary["upstream"]["final"], summary["downstream"]["final"]
+    upstream, downstream = (summary[side]["final"] for side in SIDES)
+    return math.nan if upstream is None else upstream, math.nan if downstream is None else downstream
 
 
 def _continue(config: Config, folder: RunFolder) -> None:
@@ -167,7 +170,8 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
         folder.sync_metrics()
         checkpoints.write(folder.checkpoints, snapshot, state.model, tokenizer.folder)
         c = config.checkpoint
-        checkpoints.prune(folder.checkpoints, c.keep, c.keep_every, loop.plan.milestones)
+        with storing(folder.checkpoints):
+            checkpoints.prune(folder.checkpoints, c.keep, c.keep_every, loop.plan.milestones)
 
     def record(metrics: dict[str, float]) -> None:
         folder.append_metrics(metrics)

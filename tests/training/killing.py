@@ -1,0 +1,224 @@
+"""Runs the command in processes that can be killed at any moment, and compares what runs leave behind.
+
+Each process is forked from a server that has imported everything, so that it starts in a fraction of a second;
+what it executes from then on is the command as a user gives it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "init=scratch",
+    *("model.hidden_size=32", "model.layers=2", "model.heads=2", "model.intermediate_size=64"),
+    *("train.batch_size=4", "train.context=32", "train.micro_batch_size=2", "train.threads=1", "train.log_every=2"),
+    *("budget=1536", "replay=0.25", "data.validation_tokens=256", "data.shuffle_window=16"),
+    *("evaluation.every=4", "evaluation.dense_every=4", "checkpoint.every=3"),
+    *("precision=fp32", "device=cpu", "tracker=none"),
+)
+"""A run of 12 steps with accumulation, replay across several shuffle windows, and four checkpoints."""
+SPEEDS = ("tokens_per_second", "mfu")
+WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.truncate"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Strikes when the process is about to change the file system under `folder` for the `at`-th time."""
+
+    folder: str
+    at: int
+    kind: str
+    """kill (SIGKILL), stop (SIGSTOP), term (SIGTERM), term2 (two at once), enospc, or note."""
+    note: str = ""
+    """note: file that takes down all changes."""
+
+    def install(self) -> None:
+        seen = 0
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event == "open":
+                path, _, flags = arguments
+                writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+            else:
+                path, writes = (arguments[0] if arguments else None), event in WRITES
+            if not writes or not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(self.folder):
+                return
+            seen += 1
+            if self.kind == "note":
+                os.write(trace, f"{event} {os.fspath(path)}\n".encode())
+            elif seen == self.at:
+                self._strike(os.fspath(path))
+
+        if self.kind == "note":
+            trace = os.open(self.note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        sys.addaudithook(hook)
+
+    def _strike(self, path: str) -> None:
+        if self.kind == "enospc":
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(self.kind, signal.SIGTERM)
+        for _ in range(2 if self.kind == "term2" else 1):
+            os.kill(os.getpid(), number)
+
+
+def _command(arguments: Sequence[str], environment: dict[str, str], output: str, fault: Fault | None) -> None:
+    from rewarm.cli import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.argv = ["rewarm", *arguments]
+    if fault is not None:
+        fault.install()
+    main()
+
+
+class Command:
+    """`rewarm ARGUMENTS`, started; `output` is what it wrote so far to stdout and stderr."""
+
+    def __init__(self, arguments: Sequence[str], output: Path, fault: Fault | None = None) -> None:
+        # The server that processes are forked from looks for modules only there.
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.training.preload"])
+        self._output = output
+        target = (list(arguments), os.environ | {"OMP_NUM_THREADS": "1"}, str(output), fault)
+        self.process: ForkServerProcess = context.Process(target=_command, args=target)
+        self.process.start()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Return the exit code, or None if it still runs after `seconds`."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def is_stopped(self) -> bool:
+        """Return whether a SIGSTOP holds the process."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text() if self._output.exists() else ""
+
+
+class Runs:
+    """Runs of one set of overrides in folders of their own, against the one that nobody disturbed."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._overrides = (*TINY, *overrides)
+        self._number = 0
+        self.reference = self.new()
+        self.finish(self.reference)  # the first one also tokenises
+        self.reference = self.new()
+        start = time.monotonic()
+        self.finish(self.reference)
+        self.seconds = time.monotonic() - start
+
+    def new(self) -> Path:
+        """Return the folder of a run that is still to begin."""
+        self._number += 1
+        return self.folder / f"run-{self._number}"
+
+    def start(self, run: Path, fault: Fault | None = None, *overrides: str) -> Command:
+        arguments = ("train", *self._overrides, f"run_dir={run}", *overrides)
+        return Command(arguments, run.with_suffix(".out"), fault)
+
+    def finish(self, run: Path, *overrides: str) -> Command:
+        command = self.start(run, None, *overrides)
+        assert command.wait() == 0, command.output
+        return command
+
+    def changes(self) -> list[str]:
+        """Return what an undisturbed run does to the file system, in order: the moments for a fault to strike."""
+        run, trace = self.new(), self.folder / "trace"
+        assert self.start(run, Fault(str(run), 0, "note", str(trace))).wait() == 0
+        return [line.replace(f"{run}/", "") for line in trace.read_text().splitlines()]
+
+    def check(self, run: Path) -> None:
+        """Assert that a run left behind exactly what the undisturbed one did."""
+        assert_same(run, self.reference)
+
+
+def kill_at_random(runs: Runs, kills: int, seed: int) -> int:
+    """Kill runs at `kills` uniformly random moments, each continued until it ends; return how many ended."""
+    rng = random.Random(seed)
+    run, killed, ended = runs.new(), 0, 0
+    while killed < kills:
+        command = runs.start(run)
+        if command.wait(rng.uniform(0, runs.seconds)) is None:
+            command.kill()
+            command.wait()
+            killed += 1
+        else:
+            assert command.wait() == 0, command.output
+            runs.check(run)
+            run, ended = runs.new(), ended + 1
+    runs.finish(run)
+    runs.check(run)
+    return ended + 1
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in SPEEDS} for row in rows]
+
+
+def state(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint / "state.pt", weights_only=True)
+
+
+def assert_equal_trees(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal_trees(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_trees(x, y)
+    else:
+        assert a == b
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Assert equality to the last bit: weights, optimizer, scaler, counts, RNG, metrics, summary."""
+    names = sorted(path.name for path in (other / "checkpoints").iterdir())
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names
+    for name in names:
+        mine, theirs = run / "checkpoints" / name, other / "checkpoints" / name
+        for file in ("model.safetensors", "config.json"):
+            assert (mine / file).read_bytes() == (theirs / file).read_bytes()
+        assert_equal_trees(state(mine), state(theirs))
+    assert metrics(run) == metrics(other)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, other)]
+    for summary in summaries:
+        summary.pop("tokens_per_second")
+    assert summaries[0] == summaries[1]
