@@ -24,14 +24,18 @@ def summarize(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "skipped": int(max((r["skipped"] for r in rows if "skipped" in r), default=0)),
     }
     for side in SIDES:
+        change = "forgetting" if side == "upstream" else "change"
         curve = _curve(rows, f"{side}/loss")
+        if not curve:  # no evaluation was ever finite
+            summary[side] = dict.fromkeys(("start", "peak", "peak_tokens", "final", change))
+            continue
         peak_tokens, peak = max(curve, key=lambda point: point[1])
         summary[side] = {
             "start": curve[0][1],
             "peak": peak,
             "peak_tokens": int(peak_tokens),
             "final": curve[-1][1],
-            "forgetting" if side == "upstream" else "change": curve[-1][1] - curve[0][1],
+            change: curve[-1][1] - curve[0][1],
         }
     return summary
 
@@ -41,7 +45,8 @@ def table(path: Path, summary: Mapping[str, Any]) -> str:
     lines = ["", f"{'perplexity':<12}{'before':>10}{'peak':>10}{'end':>10}"]
     for side in SIDES:
         figures = summary[side]
-        cells = "".join(f"{math.exp(figures[key]):>10.3f}" for key in ("start", "peak", "final"))
+        losses = (figures[key] for key in ("start", "peak", "final"))
+        cells = "".join(f"{'-' if loss is None else f'{math.exp(min(loss, 700)):.3f}':>10}" for loss in losses)
         lines.append(f"{side:<12}{cells}")
     speed = summary["tokens_per_second"]
     lines.append(f"{summary['tokens']:,} tokens" + (f" at {speed:,.0f} tokens/s" if speed else ""))

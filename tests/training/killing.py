@@ -53,7 +53,7 @@ class Fault:
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal seen
             if event == "open":
-                path, mode, flags = arguments
+                path, _, flags = arguments
                 writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
             else:
                 path, writes = (arguments[0] if arguments else None), event in WRITES

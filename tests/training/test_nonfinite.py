@@ -31,7 +31,7 @@ def poison_logits(model: nn.Module, value: float, when: Callable[[nn.Module], bo
     """Make the logits `value` in the forward passes for which `when` holds."""
 
     def hook(module: nn.Module, _: object, output: Tensor) -> Tensor:
-        return torch.full_like(output, value) if when(module) else output
+        return output * value if when(module) else output
 
     model.get_output_embeddings().register_forward_hook(hook)  # type: ignore[operator]
 

@@ -119,7 +119,8 @@ def test_max_hours_saves_and_leaves_in_time(runs: Runs) -> None:
 
 
 def test_a_full_disk_at_any_write_leaves_the_last_checkpoint_and_a_clear_line(runs: Runs, changes: list[str]) -> None:
-    writes = [n for n, change in enumerate(changes, start=1) if "rmtree" not in change and "rmdir" not in change]
+    # What takes no room cannot meet a full disk, and a second `mkdir` of the same folder is none.
+    writes = [n for n, change in enumerate(changes, start=1) if change.split()[0] in ("open", "os.rename")]
     for number in [*random.Random(1).sample(writes, 4), at(changes, "open metrics.jsonl")]:
         run = runs.new()
         command = runs.start(run, Fault(str(run), number, "enospc"))

@@ -148,14 +148,14 @@ class Loop:
         return (self.state.tokens - tokens) / elapsed if tokens and elapsed > 0 else math.nan
 
     def _evaluate(self) -> Metrics:
-        sets = {"upstream": self.data.upstream, "downstream": self.data.downstream}
-        return {
-            f"{side}/{key}": value
-            for side, data in sets.items()
-            for key, value in evaluate(
-                self.state.model, data, self.precision, self.config.evaluation.batch_size
-            ).items()
-        }
+        """Score both validation sets. A loss that is not finite is logged as it is, and training goes on."""
+        scores: Metrics = {}
+        for side, data in {"upstream": self.data.upstream, "downstream": self.data.downstream}.items():
+            found = evaluate(self.state.model, data, self.precision, self.config.evaluation.batch_size)
+            scores |= {f"{side}/{key}": value for key, value in found.items()}
+            if not math.isfinite(found["loss"]):
+                log.warning("%s loss is %g at step %d; training goes on", side, found["loss"], self.state.step)
+        return scores
 
     def _log(self, metrics: Metrics) -> None:
         self.record({"step": self.state.step, "tokens": self.state.tokens} | metrics)

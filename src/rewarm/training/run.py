@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import platform
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 
 from rewarm import __version__
 from rewarm.cache import storing
-from rewarm.config import Config
+from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData, open_data, open_validation
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import RewarmError, UserError
@@ -105,7 +106,8 @@ def run(config: Config) -> tuple[float, float]:
             _train(config, folder, None)
     summary = folder.read_summary()
     assert summary is not None
-    return summary["upstream"]["final"], summary["downstream"]["final"]
+    upstream, downstream = (summary[side]["final"] for side in SIDES)
+    return math.nan if upstream is None else upstream, math.nan if downstream is None else downstream
 
 
 def _continue(config: Config, folder: RunFolder) -> None:
