@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from rewarm import __version__
-from rewarm.app import default_sweep_dir
 from tests.conftest import ROOT, SMALL, rewarm
 
 WRONG = {
@@ -81,13 +80,6 @@ def test_a_users_own_config_folder_adds_choices(tmp_path: Path) -> None:
     assert "decay start" in done.stdout
     with (tmp_path / "out" / "schedule.csv").open() as file:
         assert float(list(csv.DictReader(file))[75]["lr"]) == pytest.approx(0.55e-3)
-
-
-def test_the_same_sweep_finds_the_same_folder() -> None:
-    once = default_sweep_dir(["-m", "warmup=0,0.01", "seed=1"])
-    assert once == default_sweep_dir(["seed=1", "-m", "warmup=0,0.01"])
-    assert once != default_sweep_dir(["-m", "warmup=0,0.01", "seed=2"])
-    assert once.startswith("runs/warmup-")
 
 
 def test_a_sweep_differs_only_in_what_is_swept(tmp_path: Path) -> None:

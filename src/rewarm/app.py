@@ -120,6 +120,7 @@ def _schedule(cfg: DictConfig) -> None:
 
 def _in_sweep(task: Callable[[DictConfig], object], cfg: DictConfig, name: str) -> object:
     """Do one run of a sweep; say at once, under its name, what went wrong."""
+    sys.stderr.write(f"{name}: starts\n")
     try:
         return task(cfg)
     except RewarmError as error:
@@ -185,7 +186,7 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
             TASKS[verb]()
     except RewarmError:
         raise
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another run_dir") from error
     except Exception as error:
         raise _explain(error) from error
@@ -200,6 +201,10 @@ def _sweep(verb: str, arguments: Sequence[str]) -> None:
             TASKS[verb]()
         except RewarmError as error:
             failed = error
+        except Exception as error:
+            if not came:
+                raise
+            failed = RewarmError(f"stopped by a signal before every run could be saved ({error})")
     folder = Path(next(a for a in reversed(arguments) if a.startswith("run_dir=")).removeprefix("run_dir="))
     trained = verb == "train" and sweeps.finished_runs(folder)[0]
     if trained:

@@ -36,7 +36,7 @@ def is_sweep(arguments: Sequence[str]) -> bool:
 def _parse(arguments: Sequence[str]) -> list[Override]:
     """Return the overrides as Hydra reads them; none where there is a mistake, which Hydra then reports."""
     try:
-        return OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+        return OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and not a.startswith("-")])
     except HydraException:
         return []
 
