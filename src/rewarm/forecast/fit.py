@@ -21,7 +21,10 @@ POLISHED = 5
 POINTS = 120
 """Most points of one curve that a fit looks at."""
 TETHER = 0.02
-"""Pull of each shape's log towards the middle of its bounds, against `HUBER`: it decides only what data leave open."""
+"""Pull of each shape's log towards the middle of its bounds, and of each coefficient towards 0 as a share of the loss.
+
+In units of `HUBER` for each point: it decides only what the data leave open, such as two huge terms that cancel.
+"""
 FLOOR = 1e-3
 """Least loss that a law may predict while it is being fitted, so that a log can be taken."""
 
@@ -109,8 +112,9 @@ class _Problem:
         self.root_weight = np.sqrt(weight) / HUBER
         self.log_loss = np.log(points.loss)
         self.log_bounds = np.log([bounds(shape, units) for shape in law.shapes]).reshape(-1, 2)
-        self.middle, width = self.log_bounds.mean(1), np.ptp(self.log_bounds, axis=1)
-        self.pull = TETHER * np.sqrt(len(points.loss)) / width
+        loose = [0.0 if name == "L0" else 1 / float(points.loss.mean()) for name in law.coefficients]
+        self.pull = TETHER * np.sqrt(len(points.loss)) * np.concatenate([loose, 1 / np.ptp(self.log_bounds, axis=1)])
+        self.rest = np.concatenate([np.zeros(len(loose)), self.log_bounds.mean(1)])
 
     @property
     def box(self) -> tuple[Array, Array]:
@@ -127,14 +131,12 @@ class _Problem:
     def residuals(self, theta: Array) -> Array:
         loss, _ = self.law.loss(self._values(theta))
         errors = self.root_weight * (np.log(np.maximum(loss, FLOOR)) - self.log_loss)
-        return np.concatenate([errors, self.pull * (theta[len(self.law.terms) :] - self.middle)])
+        return np.concatenate([errors, self.pull * (theta - self.rest)])
 
     def jacobian(self, theta: Array) -> Array:
         loss, slopes = self.law.loss(self._values(theta))
         errors = slopes * (self.root_weight * (loss > FLOOR) / np.maximum(loss, FLOOR))
-        tethers = np.zeros((len(theta), len(self.middle)))
-        tethers[len(self.law.terms) :] = np.diag(self.pull)
-        jacobian: Array = np.concatenate([errors, tethers], axis=1).T
+        jacobian: Array = np.concatenate([errors, np.diag(self.pull)], axis=1).T
         return jacobian
 
     def start(self, log_shapes: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rewarm.errors import UserError
 from rewarm.forecast.curves import Array, Curve, Trajectory
-from rewarm.forecast.features import Units, features, units_of
+from rewarm.forecast.features import PACES, Units, features, units_of
 from rewarm.forecast.fit import Fit, bootstrap, fit, points_of
 from rewarm.forecast.holdout import Errors, errors_of, hold_out, pick, splits
 from rewarm.forecast.laws import LAWS, REPLAY_TERMS, form_of, paper_units
@@ -138,7 +138,8 @@ def study(curves: list[Curve], options: Options) -> Study:
     """Return the study of `curves` that the options ask for."""
     sides = sides_of(curves)
     memory = None if options.memory is None else options.memory * common_tokens_per_step(curves)
-    units = units_of([curve.trajectory for curve in curves], memory)
+    paces = PACES if options.law in ("auto", "cpt_paced") else (0.0,)
+    units = units_of([curve.trajectory for curve in curves], memory, paces)
     named = pick(curves, options.holdout)
     fitted = [curve for i, curve in enumerate(curves) if i not in named]
     if not fitted:
