@@ -22,7 +22,9 @@ TRUTH = {
 """Parameters in the units of `UNITS`: those of the papers' example fits, near enough."""
 
 
-def trajectory(name: str, max_lr: float, *, warmup: float = 0.01, steps: int = 2000, replay: float = 0.0) -> Trajectory:
+def trajectory(
+    name: str, max_lr: float, *, warmup: float = 0.01, steps: int = 2000, replay: float = 0.0
+) -> Trajectory:
     warmup_steps = round(warmup * steps)
     spec = ScheduleSpec(name, max_lr, 0.1 * max_lr, warmup_steps, steps)
     lr = lr_curve(spec, np.arange(1, steps + 1))
@@ -43,7 +45,13 @@ def losses(law: str, of: Trajectory, side: str, steps: np.ndarray, replay_term: 
 
 
 def curve(
-    name: str, of: Trajectory, *, law: str = "cpt", noise: float = 0.005, seed: int = 0, replay_term: str | None = None
+    name: str,
+    of: Trajectory,
+    *,
+    law: str = "cpt",
+    noise: float = 0.005,
+    seed: int = 0,
+    replay_term: str | None = None,
 ) -> Curve:
     """Return a measured curve of both validation sets, with log-normal noise."""
     last = len(of.lr)

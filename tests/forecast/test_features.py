@@ -12,9 +12,7 @@ def test_s2_equals_the_double_sum_that_defines_it(decay: float) -> None:
     lr = trajectory("cosine", 3e-4, steps=120, warmup=0.1).lr
     start = 3e-5
     path = np.concatenate([[start], lr])
-    wanted = sum(
-        (path[k - 1] - path[k]) * decay ** (i - k) for i in range(1, len(path)) for k in range(1, i + 1)
-    )
+    wanted = sum((path[k - 1] - path[k]) * decay ** (i - k) for i in range(1, len(path)) for k in range(1, i + 1))
     memory = -1 / np.log(decay)
     got = remembered_drop(lr, start, memory, np.array([len(lr)]))[0] / (1 - decay)
     assert got == pytest.approx(wanted, rel=1e-9)

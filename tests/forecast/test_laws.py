@@ -43,12 +43,20 @@ def test_the_continual_law_is_the_published_formula_in_the_papers_units() -> Non
     points = features(run, np.array([300]), units)
     bound = Form("cpt", history_known=False, histories_differ=False, replay_term=None).bind(points, units)
     memory = float(units.memories[6])
-    mine = {"L0": 2.0, "A": 0.4, "C": 0.3, "B": -0.6, "alpha": 0.5, "S_pt": 2.0, "memory": memory, "E": 30, "beta": 0.2}
+    mine = {
+        "L0": 2.0,
+        "A": 0.4,
+        "C": 0.3,
+        "B": -0.6,
+        "alpha": 0.5,
+        "S_pt": 2.0,
+        "memory": memory,
+        "E": 30,
+        "beta": 0.2,
+    }
     p = paper_units(mine, units, TOKENS_PER_STEP)
     path = np.concatenate([[run.start_lr], run.lr])
-    s2 = sum(
-        (path[k - 1] - path[k]) * p["lambda"] ** (i - k) for i in range(1, len(path)) for k in range(1, i + 1)
-    )
+    s2 = sum((path[k - 1] - path[k]) * p["lambda"] ** (i - k) for i in range(1, len(path)) for k in range(1, i + 1))
     s1 = run.lr.sum()
     wanted = (
         p["L0"]

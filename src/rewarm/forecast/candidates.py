@@ -112,7 +112,9 @@ def _base(schedule: str, options: Options, start_lr: float, seen: Seen) -> Confi
 def _check_shape(options: Options, schedules: Sequence[str]) -> None:
     for name, value in options.shape.items():
         if not any(name in SHAPE_PARAMETERS.get(schedule, ()) for schedule in schedules):
-            raise UserError(f"schedule.{name}={value}: has no effect with schedule={','.join(schedules)}; leave it out")
+            raise UserError(
+                f"schedule.{name}={value}: has no effect with schedule={','.join(schedules)}; leave it out"
+            )
 
 
 def candidates(options: Options, curves: Sequence[Curve], *, search: bool) -> list[Candidate]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline, lagrange
 from scipy.signal import lfilter
 
-from rewarm.forecast.curves import Array, Trajectory
+from rewarm.forecast.curves import Trajectory
+from rewarm.forecast.history import Array, Steps
 
 BLOCKS = 48
 """Pieces that the changes of an LR curve are gathered into for the multi-power law."""
@@ -46,7 +46,7 @@ class Units:
 def units_of(
     trajectories: Sequence[Trajectory], memory: float | None = None, paces: tuple[float, ...] = (0.0,)
 ) -> Units:
-    """Return units in which these trajectories have areas and LRs of about 1; `memory`, in tokens, is tabulated too."""
+    """Return units in which areas and LRs of these trajectories are about 1; `memory`, in tokens, is tabulated too."""
     shortest = SHORTEST_MEMORY * min(t.tokens_per_step for t in trajectories)
     longest = max(t.tokens for t in trajectories)
     if memory is not None:
@@ -60,7 +60,7 @@ def units_of(
     )
 
 
-def remembered_drop(lr: Array, start_lr: float, memory: float, steps: NDArray[np.int64]) -> Array:
+def remembered_drop(lr: Array, start_lr: float, memory: float, steps: Steps) -> Array:
     """Return `(1 - lambda) S2` after each of `steps`, with `lambda = exp(-1/memory)` and `memory` in steps.
 
     S2 sums, over updates i and all changes k <= i, `(eta_(k-1) - eta_k) lambda^(i-k)` (Tissue et al. 2024,
@@ -74,7 +74,7 @@ def remembered_drop(lr: Array, start_lr: float, memory: float, steps: NDArray[np
     return drop[steps]
 
 
-def paced_drop(lr: Array, start_lr: float, unit: float, memories: Array, pace: Array, steps: NDArray[np.int64]) -> Array:
+def paced_drop(lr: Array, start_lr: float, unit: float, memories: Array, pace: Array, steps: Steps) -> Array:
     """Return remembered drops, (paces, memories, n), where an update counts as `(lr / unit)^pace` of one.
 
     With pace 0 this is `remembered_drop`; with pace 1 memory is an area under the LR, as in the multi-power law: what
@@ -84,7 +84,9 @@ def paced_drop(lr: Array, start_lr: float, unit: float, memories: Array, pace: A
     ends = np.unique(np.concatenate([np.linspace(0, len(lr), SEGMENTS + 1).round().astype(int), [0], steps]))
     path = np.concatenate([[start_lr], lr])[ends]
     changes = -np.diff(path)
-    walked = np.concatenate([np.zeros((len(pace), 1)), np.cumsum((lr / unit)[None, :] ** pace[:, None], axis=1)], axis=1)
+    walked = np.concatenate(
+        [np.zeros((len(pace), 1)), np.cumsum((lr / unit)[None, :] ** pace[:, None], axis=1)], axis=1
+    )
     kept = np.exp(-np.diff(walked[:, ends], axis=1)[:, None, :] / memories[None, :, None])
     forgotten = np.zeros((len(pace), len(memories)))
     table = np.zeros((len(ends), *forgotten.shape))
@@ -95,7 +97,7 @@ def paced_drop(lr: Array, start_lr: float, unit: float, memories: Array, pace: A
     return drops
 
 
-def _drops(t: Trajectory, steps: NDArray[np.int64], units: Units) -> Array:
+def _drops(t: Trajectory, steps: Steps, units: Units) -> Array:
     memories = units.memories / t.tokens_per_step
     if units.paces == (0.0,):
         return np.stack([remembered_drop(t.lr, t.start_lr, memory, steps) for memory in memories])[None]
@@ -133,18 +135,17 @@ def _blocks(lr: Array, start_lr: float, area: Array) -> tuple[Array, Array, Arra
     """Return drop, LR and area before it of each of `BLOCKS` blocks of about equal change."""
     changes = -np.diff(lr, prepend=start_lr)
     travelled = np.cumsum(np.abs(changes))
-    block = np.minimum((BLOCKS * travelled / max(travelled[-1], 1e-300) - 1e-9).astype(int), BLOCKS - 1)
-    block = np.clip(block, 0, None)
+    block = (BLOCKS * travelled / max(travelled[-1], 1e-300) - 1e-9).astype(int).clip(0, BLOCKS - 1)
     weight = np.abs(changes) + 1e-300
     total = np.bincount(block, weight, BLOCKS)
     total[total == 0] = 1.0
-    drop = np.bincount(block, changes, BLOCKS)
+    drop = np.bincount(block, changes, BLOCKS).astype(np.float64)
     mean_lr = np.bincount(block, weight * lr, BLOCKS) / total
     mean_area = np.bincount(block, weight * area[:-1], BLOCKS) / total
     return drop, mean_lr, mean_area
 
 
-def features(trajectory: Trajectory, steps: NDArray[np.int64], units: Units) -> Features:
+def features(trajectory: Trajectory, steps: Steps, units: Units) -> Features:
     """Return the features of `trajectory` after each of `steps` updates (0: before the first)."""
     t, n = trajectory, len(steps)
     memories = units.memories / t.tokens_per_step
@@ -175,7 +176,9 @@ def features(trajectory: Trajectory, steps: NDArray[np.int64], units: Units) -> 
 
 def stack(parts: Sequence[Features]) -> Features:
     """Return the points of all `parts`, in order."""
-    return Features(**{f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Features)})
+    return Features(
+        **{f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Features)}
+    )
 
 
 class Remembered:

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from rewarm.forecast.curves import Array, Curve
+from rewarm.forecast.curves import Curve
+from rewarm.forecast.history import Array
 from rewarm.forecast.holdout import Errors
 from rewarm.forecast.recommend import Outcome
 from rewarm.forecast.study import Study
@@ -23,15 +24,15 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PALE = "#9a9a9a"
 MOST_CURVES = 8
 """Predicted curves that one figure can show apart."""
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9}
 
 
 def _axes(rows: int, columns: int, height: float) -> tuple[Figure, Array]:
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * columns + 1.4, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
+    figure = Figure(figsize=(4.6 * columns + 1.4, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
+    for panel in axes.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+        panel.tick_params(labelsize=8)
     return figure, axes
 
 
@@ -63,7 +64,8 @@ def fit_figure(study: Study) -> Figure:
     figure, axes = _axes(2, len(sides), 6.4)
     held = bool(study.held_out)
     figure.suptitle(
-        f"law {study.law}: measured losses (points), predicted " + ("without the run (lines)" if held else "(fit, lines)")
+        f"law {study.law}: measured losses (points), predicted "
+        + ("without the run (lines)" if held else "(fit, lines)")
     )
     of = {curve.name: curve.trajectory for curve in study.curves}
     for column, side in enumerate(sides):
@@ -80,8 +82,8 @@ def fit_figure(study: Study) -> Figure:
         limit = max(1.5, 1.1 * float(np.quantile(np.abs(np.concatenate([100 * e.relative for e in shown])), 0.995)))
         bottom.set_ylim(-limit, limit)
         _loss_range(top, [v for e in shown for v in (e.measured, e.predicted)])
-        top.set_title(f"{side} loss (nats a token)")
-        bottom.set_title(f"{side}: predicted over measured, less 1 (%; grey: 1 %)")
+        top.set_title(f"{side} loss (nats a token)", fontsize=10)
+        bottom.set_title(f"{side}: error of the prediction (%)", fontsize=10)
         _tokens_axis(bottom, study)
     _legend(figure, axes[0, 0])
     return figure
@@ -108,7 +110,10 @@ def curves_figure(findings: Findings) -> Figure:
     figure, axes = _axes(1, len(study.sides), 4.4)
     shown = findings.predicted[:MOST_CURVES]
     left_out = len(findings.predicted) - len(shown)
-    figure.suptitle("predicted loss curves with 90 % bands" + (f" (first {MOST_CURVES} of {left_out + MOST_CURVES})" if left_out else ""))
+    figure.suptitle(
+        "predicted loss curves with 90 % bands"
+        + (f" (first {MOST_CURVES} of {left_out + MOST_CURVES})" if left_out else "")
+    )
     for column, (name, side) in enumerate(study.sides.items()):
         panel = axes[0, column]
         drawn = _measured(panel, study.curves, name)
@@ -122,7 +127,7 @@ def curves_figure(findings: Findings) -> Figure:
             panel.fill_between(tokens, band.low, band.high, color=colour, alpha=0.13, lw=0)
             drawn.append(band.loss)
         _loss_range(panel, drawn)
-        panel.set_title(f"{name} loss (nats a token)")
+        panel.set_title(f"{name} loss (nats a token)", fontsize=10)
         _tokens_axis(panel, study)
     _legend(figure, axes[0, 0])
     return figure

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from rewarm.forecast.curves import Array, Curve
+from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import Features, Units, features, stack
+from rewarm.forecast.history import Array, Steps
 from rewarm.forecast.laws import Form, Law, bounds
 
 HUBER = 1e-3
@@ -21,7 +22,7 @@ POLISHED = 5
 POINTS = 120
 """Most points of one curve that a fit looks at."""
 TETHER = 0.02
-"""Pull of each shape's log towards the middle of its bounds, and of each coefficient towards 0 as a share of the loss.
+"""Pull of each shape's log to the middle of its bounds, and of each coefficient to 0 as a share of the loss.
 
 In units of `HUBER` for each point: it decides only what the data leave open, such as two huge terms that cancel.
 """
@@ -41,10 +42,9 @@ class Points:
     """(n,) mean 1: a curve weighs the same however densely it was evaluated, and so does a stretch of it."""
 
 
-def thin(steps: Array, most: int) -> Array:
-    """Return the indices of at most `most` of `steps`, evenly spread over them, both ends among them."""
-    picked: Array = np.unique(np.round(np.linspace(0, len(steps) - 1, most)).astype(int))
-    return picked
+def thin(count: int, most: int) -> Steps:
+    """Return at most `most` of the indices of `count` things, evenly spread, both ends among them."""
+    return np.unique(np.round(np.linspace(0, count - 1, most)).astype(np.int64))
 
 
 def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
@@ -52,7 +52,7 @@ def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
     parts, losses, owners, weights = [], [], [], []
     for i, curve in enumerate(curves):
         steps, loss = curve.losses[side]
-        picked = thin(steps, POINTS)
+        picked = thin(len(steps), POINTS)
         steps, loss = steps[picked], loss[picked]
         parts.append(features(curve.trajectory, steps, units))
         losses.append(loss)
@@ -62,7 +62,7 @@ def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
     return Points(stack(parts), np.concatenate(losses), np.concatenate(owners), weight / weight.mean())
 
 
-def spread(steps: Array) -> Array:
+def spread(steps: Steps) -> Array:
     """Return weights, summing to 1, that grow with the root of the distance between neighbours.
 
     Training evaluates more densely early on. Weights by distance would not see the warm-up at all, equal ones would
@@ -167,7 +167,7 @@ class _Problem:
         found = least_squares(
             self.residuals, inside, self.jacobian, bounds=(low, high), loss="huber", x_scale="jac", max_nfev=200
         )
-        return found.x, float(found.cost), found.jac
+        return found.x, float(found.cost), np.asarray(found.jac)
 
 
 def fit(
@@ -205,11 +205,12 @@ def resample(arms: Sequence[str], rng: np.random.Generator) -> Array:
     """
     names = sorted(set(arms))
     of_arm = dict(zip(names, rng.dirichlet(np.ones(len(names))) * len(names), strict=True))
-    weights = np.empty(len(arms))
+    weights: Array = np.empty(len(arms))
     for name in names:
         members = [i for i, arm in enumerate(arms) if arm == name]
         weights[members] = of_arm[name] * rng.dirichlet(np.ones(len(members))) * len(members)
-    return weights * len(arms) / weights.sum()
+    weights *= len(arms) / weights.sum()
+    return weights
 
 
 def bootstrap(best: Fit, points: Points, arms: Sequence[str], rng: np.random.Generator, count: int) -> list[Fit]:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rewarm.errors import UserError, nearest
-from rewarm.forecast.curves import Array, Curve
+from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import Units, features
 from rewarm.forecast.fit import Fit, fit, points_of
+from rewarm.forecast.history import Array, Steps
 from rewarm.forecast.laws import form_of
 
 
@@ -20,7 +22,7 @@ class Errors:
 
     run: str
     side: str
-    steps: Array
+    steps: Steps
     measured: Array
     predicted: Array
     warmup_steps: int
@@ -36,7 +38,7 @@ class Errors:
         """Return the error of the last loss."""
         return float(self.relative[-1])
 
-    def _mean(self, where: Array) -> float | None:
+    def _mean(self, where: NDArray[np.bool_]) -> float | None:
         return float(np.abs(self.relative[where]).mean()) if where.any() else None
 
     @property

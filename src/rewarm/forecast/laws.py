@@ -3,15 +3,16 @@
     cpt              L0 + A (S_pt + S)^-alpha - C1 D_pt - C D + B v(r) (1 - (1 + E S)^-beta)
                      Wang et al. 2025 (arXiv 2505.07796): B > 0 where the loss is of data that is forgotten,
                      B < 0 where it is of data that is learned
-    cpt_paced        cpt, with a memory that counts an update as (eta / highest eta)^pace of one: our own, for models that feel
-                     a rise of the LR sooner than its fall; pace 0 is cpt, pace 1 makes memory an area like S
+    cpt_paced        cpt, with a memory that counts an update as (eta / highest eta)^pace of one: our own, for
+                     models that feel a rise of the LR sooner than its fall; pace 0 is cpt, pace 1 makes memory an
+                     area like S
     single           L0 + A (S_pt + S)^-alpha - C D                     Tissue et al. 2024 (arXiv 2408.11029)
     multipower       L0 + A (S_pt + S)^-alpha - C sum_k (eta_(k-1) - eta_k) (1 - (1 + G eta_k^-gamma S_k)^-delta)
                                                                         Luo et al. 2025 (arXiv 2503.12811)
     cpt_multipower   cpt, with the drop of multipower in place of D
 
 S is the area under the LR since the run began, S_pt that of pre-training, D = (1 - lambda) S2 the remembered drop of
-the LR, S_k the area since change k, r the share of replay. v(r) is 1 without replay; see `VISIBLE`.
+the LR, S_k the area since change k, r the share of replay. v(r) is 1 without replay; see `visible`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rewarm.forecast.curves import Array
 from rewarm.forecast.features import Features, Remembered, Units
+from rewarm.forecast.history import Array
 
 LAWS = ("cpt", "cpt_paced", "single", "multipower", "cpt_multipower")
 REPLAY_TERMS = ("power", "hyperbolic")

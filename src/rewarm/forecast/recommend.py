@@ -100,7 +100,9 @@ def recommend(study: Study, found: Sequence[Outcome], options: Options) -> Recom
         if not inside:
             return Recommendation(goal, None, "every candidate lies outside what the runs have seen", 0, None)
         least = min(inside, key=lambda o: o.final("upstream"))
-        reason = f"none of {len(inside)} qualifies; the least forgotten is {least.final('upstream') - start:.4g} nats, "
+        reason = (
+            f"none of {len(inside)} qualifies; the least forgotten is {least.final('upstream') - start:.4g} nats, "
+        )
         return Recommendation(goal, None, reason + f"with {least.candidate.label}", 0, None)
 
     def value(outcome: Outcome) -> float:

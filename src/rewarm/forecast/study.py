@@ -9,9 +9,10 @@ from itertools import product
 import numpy as np
 
 from rewarm.errors import UserError
-from rewarm.forecast.curves import Array, Curve, Trajectory
+from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.features import PACES, Units, features, units_of
 from rewarm.forecast.fit import Fit, bootstrap, fit, points_of
+from rewarm.forecast.history import Array, Steps
 from rewarm.forecast.holdout import Errors, errors_of, hold_out, pick, splits
 from rewarm.forecast.laws import LAWS, REPLAY_TERMS, form_of, paper_units
 from rewarm.forecast.options import Options
@@ -48,7 +49,7 @@ class SideFit:
         finals = np.array([e.final for e in self.held_out or self.in_sample])
         return float(np.sqrt(max((np.concatenate(errors) ** 2).mean(), (finals**2).mean())))
 
-    def predict(self, trajectory: Trajectory, steps: Array) -> Band:
+    def predict(self, trajectory: Trajectory, steps: Steps) -> Band:
         """Return the loss after each of `steps` updates of a trajectory.
 
         The band joins what resampling the runs changes with the error on runs that were held out.

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from rewarm.errors import UserError
-from rewarm.forecast.curves import FEWEST_POINTS, Array, Curve, Trajectory
+from rewarm.forecast.curves import FEWEST_POINTS, Curve, Trajectory
+from rewarm.forecast.history import Array
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,9 @@ def _check_units(path: Path, columns: dict[str, Array], logged: Logged) -> None:
     if lr.min() < 0:
         raise UserError(f"{path}: lr={lr.min():g}: is below 0")
     if lr.max() > HIGHEST_LR:
-        raise UserError(f"{path}: lr={lr.max():g}: is above 1, so its unit must be another; log the rate itself (3e-4)")
+        raise UserError(
+            f"{path}: lr={lr.max():g}: is above 1, so its unit must be another; log the rate itself (3e-4)"
+        )
     for name in columns.keys() - NAMES.keys():
         loss = columns[name][np.isfinite(columns[name])]
         if len(loss) and loss.max() > HIGHEST_LOSS:
@@ -131,8 +134,10 @@ def _check_units(path: Path, columns: dict[str, Array], logged: Logged) -> None:
     for name in ("step", "tokens"):
         if name in columns and np.nanmin(columns[name]) < 0:
             raise UserError(f"{path}: {name}={np.nanmin(columns[name]):g}: is below 0")
-    if "replay" in columns and not (0 <= np.nanmin(columns["replay"]) and np.nanmax(columns["replay"]) < 1):
-        raise UserError(f"{path}: replay={np.nanmax(columns['replay']):g}: is a share of every batch, in 0..1, below 1")
+    if "replay" in columns and not (np.nanmin(columns["replay"]) >= 0 and np.nanmax(columns["replay"]) < 1):
+        raise UserError(
+            f"{path}: replay={np.nanmax(columns['replay']):g}: is a share of every batch, in 0..1, below 1"
+        )
     if "tokens" in columns:
         most = np.nanmax(columns["tokens"])
         fewest = np.nanmax(columns["step"]) if "step" in columns else 1e5
@@ -157,7 +162,9 @@ def _positions(path: Path, columns: dict[str, Array], logged: Logged) -> tuple[A
     ratio = (tokens / np.where(columns["step"] > 0, columns["step"], np.nan))[columns["step"] > 0]
     tokens_per_step = float(np.nanmedian(ratio))
     if np.nanmax(np.abs(ratio / tokens_per_step - 1)) > 0.02:
-        log.warning("%s: the tokens of a step change along the run; steps of %.4g tokens stand for it", path, tokens_per_step)
+        log.warning(
+            "%s: the tokens of a step change along the run; steps of %.4g tokens stand for it", path, tokens_per_step
+        )
     return tokens / tokens_per_step, tokens_per_step
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from rewarm.forecast.candidates import Candidate
 from rewarm.forecast.fit import thin
+from rewarm.forecast.history import Steps
 from rewarm.forecast.holdout import Errors, mae, r2
 from rewarm.forecast.judge import Judgement, unidentified
 from rewarm.forecast.recommend import Outcome, Recommendation
@@ -38,9 +39,9 @@ class Findings:
     """Upstream loss before any update, in nats a token."""
 
 
-def steps_of(candidate: Candidate) -> Any:  # noqa: ANN401 - an integer array
+def steps_of(candidate: Candidate) -> Steps:
     """Return the steps at which a candidate's curve is shown, from 0 to its end."""
-    return thin(np.arange(candidate.steps + 1), CURVE_POINTS)
+    return thin(candidate.steps + 1, CURVE_POINTS)
 
 
 def _percent(value: float | None) -> str:
@@ -52,7 +53,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = []
     for row in [header, *rows]:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines) + "\n"
 
@@ -63,7 +66,9 @@ def _fit_text(study: Study) -> str:
         loose = unidentified(side, study.tokens_per_step)
         for parameter, (value, low, high) in side.intervals(study.tokens_per_step).items():
             interval = f"{low:.4g} .. {high:.4g}" if side.replicates else ""
-            rows.append((f"{name} {parameter}", f"{value:.4g}", interval, "not identified" if parameter in loose else ""))
+            rows.append(
+                (f"{name} {parameter}", f"{value:.4g}", interval, "not identified" if parameter in loose else "")
+            )
     quality = [
         (name, f"{r2(side.in_sample):.4f}", f"{mae(side.in_sample):.4f}", f"{side.fit.condition:.2g}")
         for name, side in study.sides.items()
@@ -101,9 +106,7 @@ def _forgetting(findings: Findings, outcome: Outcome) -> float | None:
 
 
 def _outcome_cells(findings: Findings, outcome: Outcome) -> tuple[str, ...]:
-    cells = []
-    for band in outcome.sides.values():
-        cells.append(f"{band.loss[-1]:.4f} ({band.low[-1]:.3f} .. {band.high[-1]:.3f})")
+    cells = [f"{b.loss[-1]:.4f} ({b.low[-1]:.3f} .. {b.high[-1]:.3f})" for b in outcome.sides.values()]
     forgotten = _forgetting(findings, outcome)
     beyond = "; ".join(outcome.candidate.beyond)
     return (
@@ -268,6 +271,7 @@ def as_csv(findings: Findings) -> str:
             band = side.predict(t, steps)
             for step, loss, low, high in zip(steps.tolist(), band.loss, band.low, band.high, strict=True):
                 lr = float(t.lr[step - 1]) if step else 0.0
-                row = ("predicted", outcome.candidate.label, name, step, step * t.tokens_per_step, lr, "")
-                writer.writerow([*row, float(loss), float(low), float(high)])
+                at = (step, step * t.tokens_per_step, lr)
+                losses = (float(loss), float(low), float(high))
+                writer.writerow(("predicted", outcome.candidate.label, name, *at, "", *losses))
     return out.getvalue()
