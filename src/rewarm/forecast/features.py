@@ -46,7 +46,7 @@ class Units:
 def units_of(
     trajectories: Sequence[Trajectory], memory: float | None = None, paces: tuple[float, ...] = (0.0,)
 ) -> Units:
-    """Return units in which areas and LRs of these trajectories are about 1; `memory`, in tokens, is tabulated too."""
+    """Return units in which areas and LRs of these trajectories are about 1; `memory`, in tokens, is tabulated."""
     shortest = SHORTEST_MEMORY * min(t.tokens_per_step for t in trajectories)
     longest = max(t.tokens for t in trajectories)
     if memory is not None:

@@ -143,12 +143,15 @@ def pareto_figure(findings: Findings) -> Figure:
         return [o.final("downstream") for o in found], [o.final("upstream") for o in found]
 
     panel.plot(*points(findings.searched), ".", color=PALE, ms=4, alpha=0.5, label="candidates")
-    panel.plot(*points(findings.front), "-o", color=COLOURS[0], ms=4, lw=1.5, label="predicted Pareto front")
+    front = points(findings.front)
+    panel.plot(*front, "-o", color=COLOURS[0], ms=4, lw=1.5, label="predicted Pareto front")
+    shown = list(zip(*front, strict=True))
     for curve, marker in zip(study.curves, cycle(MARKERS), strict=False):
         if not {"upstream", "downstream"} <= curve.losses.keys():
             continue
         x, y = curve.losses["downstream"][1][-1], curve.losses["upstream"][1][-1]
         panel.plot(x, y, marker, color=COLOURS[1], ms=7, mec="white", label=f"run {curve.name}")
+        shown.append((float(x), float(y)))
     advice = findings.recommendation
     if advice and advice.chosen and not findings.judgement.faults:
         chosen = advice.chosen
@@ -156,10 +159,14 @@ def pareto_figure(findings: Findings) -> Figure:
         errors = [[[b.loss[-1] - b.low[-1]], [b.high[-1] - b.loss[-1]]] for b in (down, up)]
         panel.errorbar(
             down.loss[-1], up.loss[-1], xerr=errors[0], yerr=errors[1],
-            fmt="*", ms=13, color=COLOURS[2], capsize=3, label="recommended, 90 %",
+            fmt="*", ms=13, color=COLOURS[2], capsize=3, label=f"recommended, 90 %:\n{chosen.candidate.label}",
         )  # fmt: skip
     if findings.start is not None:
         panel.axhline(findings.start, color="black", lw=0.8, ls=":", label="upstream loss before")
+    # Bad candidates lie far off, and would press what matters into a corner.
+    for limit, values in zip((panel.set_xlim, panel.set_ylim), zip(*shown, strict=True), strict=True):
+        margin = 0.25 * max(max(values) - min(values), 0.02)
+        limit(min(values) - margin, max(values) + margin)
     panel.set_xlabel("final downstream loss (nats a token)")
     panel.set_ylabel("final upstream loss (nats a token)")
     panel.set_title("what is learnt against what is kept: lower left is better")

@@ -11,7 +11,7 @@ from scipy.optimize import least_squares, nnls
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import Features, Units, features, stack
 from rewarm.forecast.history import Array, Steps
-from rewarm.forecast.laws import Form, Law, bounds
+from rewarm.forecast.laws import Form, Law, Term, bounds
 
 HUBER = 1e-3
 """Log-loss error from which on it counts linearly, as in the papers."""
@@ -79,13 +79,22 @@ class Fit:
 
     form: Form
     units: Units
-    coefficients: tuple[str, ...]
-    shapes: tuple[str, ...]
+    terms: tuple[Term, ...]
     theta: Array
     """The coefficients as they are, then the logs of the shapes."""
     cost: float
     condition: float
     """Condition number of the fit's Jacobian, its columns scaled to length 1."""
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """Return the names of the coefficients."""
+        return Law(self.form.law, self.terms).coefficients
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """Return the names of the shapes."""
+        return Law(self.form.law, self.terms).shapes
 
     @property
     def values(self) -> dict[str, float]:
@@ -195,7 +204,7 @@ def fit(
     theta, cost, jacobian = min((problem.polish(s) for s in starts), key=lambda found: found[1])
     lengths = np.linalg.norm(jacobian, axis=0)
     condition = float(np.linalg.cond(jacobian / np.where(lengths > 0, lengths, 1.0)))
-    return Fit(form, units, law.coefficients, law.shapes, theta, cost, condition)
+    return Fit(form, units, law.terms, theta, cost, condition)
 
 
 def resample(arms: Sequence[str], rng: np.random.Generator) -> Array:

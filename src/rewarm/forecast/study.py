@@ -13,7 +13,7 @@ from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.features import PACES, Units, features, units_of
 from rewarm.forecast.fit import Fit, bootstrap, fit, points_of
 from rewarm.forecast.history import Array, Steps
-from rewarm.forecast.holdout import Errors, errors_of, hold_out, pick, splits
+from rewarm.forecast.holdout import Errors, errors_of, hold_out, inside, pick, splits
 from rewarm.forecast.laws import LAWS, REPLAY_TERMS, form_of, paper_units
 from rewarm.forecast.options import Options
 
@@ -45,8 +45,9 @@ class SideFit:
     @property
     def spread(self) -> float:
         """Return the typical error of a prediction, as a share: root mean square, on held-out runs where any."""
-        errors = [e.relative[e.steps > e.warmup_steps] for e in self.held_out or self.in_sample]
-        finals = np.array([e.final for e in self.held_out or self.in_sample])
+        told_by = inside(self.held_out) or self.in_sample
+        errors = [e.relative[e.steps > e.warmup_steps] for e in told_by]
+        finals = np.array([e.final for e in told_by])
         return float(np.sqrt(max((np.concatenate(errors) ** 2).mean(), (finals**2).mean())))
 
     def predict(self, trajectory: Trajectory, steps: Steps) -> Band:

@@ -90,12 +90,13 @@ def _holdout_text(study: Study) -> str:
             f"{100 * e.final:+.2f} %",
             _percent(e.curve),
             _percent(e.warmup),
+            "extrapolated" if e.beyond else "",
         )
         for e in sorted(study.held_out, key=lambda e: e.run)
     ]
     if not rows:
         return ""
-    header = ("held out", "set", "final", "predicted", "error", "curve error", "in warm-up")
+    header = ("held out", "set", "final", "predicted", "error", "curve error", "in warm-up", "")
     return table(header, rows)
 
 
@@ -191,6 +192,7 @@ def _errors_json(e: Errors) -> dict[str, Any]:
         "error": e.final,
         "curve_error": e.curve,
         "warmup_error": e.warmup,
+        "beyond": list(e.beyond),
     }
 
 
