@@ -67,21 +67,22 @@ def test_the_continual_law_is_the_published_formula_in_the_papers_units() -> Non
     assert bound.loss(mine)[0][0] == pytest.approx(wanted, rel=1e-9)
 
 
-def test_the_multi_power_law_is_the_published_formula_where_no_change_is_gathered() -> None:
-    lr = np.concatenate([np.full(20, 6e-4), np.linspace(6e-4, 6e-5, 20)])
+def test_the_multi_power_law_is_the_published_formula_but_for_gathering_changes() -> None:
+    lr = np.concatenate([np.full(300, 6e-4), np.linspace(6e-4, 6e-5, 300)])
     run = type(trajectory("constant", 1e-3))(lr, TOKENS_PER_STEP, 6e-4)
     units = units_of([run])
     bound = Form("multipower", history_known=False, histories_differ=False, replay_term=None).bind(
-        features(run, np.array([40]), units), units
+        features(run, np.array([600]), units), units
     )
     mine = {"L0": 2.0, "A": 0.4, "C": 0.3, "alpha": 0.5, "S_pt": 0.1, "G": 2.0, "gamma": 0.4, "delta": 0.7}
     p = paper_units(mine, units, TOKENS_PER_STEP)
     total = 0.0
-    for k in range(1, 40):
+    for k in range(1, 600):
         reach = p["G"] * lr[k] ** -p["gamma"] * lr[k:].sum()
         total += (lr[k - 1] - lr[k]) * (1 - (1 + reach) ** -p["delta"])
     wanted = p["L0"] + p["A"] * (p["S_pt"] + lr.sum()) ** -p["alpha"] - p["C"] * total
-    assert bound.loss(mine)[0][0] == pytest.approx(wanted, rel=1e-6)
+    assert p["C"] * total > 0.03
+    assert bound.loss(mine)[0][0] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_same_data_has_no_shift_term() -> None:

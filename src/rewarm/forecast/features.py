@@ -132,17 +132,20 @@ class Features:
 
 
 def _blocks(lr: Array, start_lr: float, area: Array) -> tuple[Array, Array, Array]:
-    """Return drop, LR and area before it of each of `BLOCKS` blocks of about equal change."""
-    changes = -np.diff(lr, prepend=start_lr)
-    travelled = np.cumsum(np.abs(changes))
-    block = (BLOCKS * travelled / max(travelled[-1], 1e-300) - 1e-9).astype(int).clip(0, BLOCKS - 1)
-    weight = np.abs(changes) + 1e-300
-    total = np.bincount(block, weight, BLOCKS)
-    total[total == 0] = 1.0
-    drop = np.bincount(block, changes, BLOCKS).astype(np.float64)
-    mean_lr = np.bincount(block, weight * lr, BLOCKS) / total
-    mean_area = np.bincount(block, weight * area[:-1], BLOCKS) / total
-    return drop, mean_lr, mean_area
+    """Return drop, LR and area before it of each of `BLOCKS` equal stretches of the way that the LR travels.
+
+    A jump is such a way too: it passes all LRs between its ends, as the shortest of warm-ups does.
+    """
+    path = np.concatenate([[start_lr], lr])
+    travelled = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(path)))])
+    ends = np.linspace(0, travelled[-1], BLOCKS + 1)
+    middles = 0.5 * (ends[:-1] + ends[1:])
+    before = np.concatenate([[0.0], area[:-1]])
+    return (
+        -np.diff(np.interp(ends, travelled, path)),
+        np.interp(middles, travelled, path),
+        np.interp(middles, travelled, before),
+    )
 
 
 def features(trajectory: Trajectory, steps: Steps, units: Units) -> Features:
