@@ -10,6 +10,7 @@ import numpy as np
 
 from rewarm.config import Config, check
 from rewarm.errors import UserError
+from rewarm.forecast.coverage import Seen
 from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.options import Options
 from rewarm.plan import schedule_spec
@@ -21,8 +22,6 @@ USUAL_LRS = 9
 """Max LRs, evenly spaced in their logs over those measured, that it looks at where none is named."""
 USUAL_BUDGETS = (0.25, 0.5, 0.75, 1.0)
 """Budgets, as shares of the longest measured, that it looks at where none is named."""
-SLACK = 1.05
-"""How far beyond a measured range still counts as inside it."""
 
 
 @dataclass(frozen=True)
@@ -54,46 +53,6 @@ class Candidate:
     def steps(self) -> int:
         """Return how many updates it has."""
         return len(self.trajectory.lr)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the fitted runs cover."""
-
-    max_lr: tuple[float, float]
-    tokens: float
-    replay: tuple[float, float]
-    warmup: float
-    """Share of the run that warms up, the middle one of the runs."""
-    usual_lr: float
-    usual_replay: float
-
-    @classmethod
-    def of(cls, curves: Sequence[Curve]) -> Seen:
-        """Return what these curves cover; what is usual is what most of them have."""
-        runs = [curve.trajectory for curve in curves]
-        lrs = [float(t.lr.max()) for t in runs]
-        replays = [t.replay for t in runs]
-        return cls(
-            max_lr=(min(lrs), max(lrs)),
-            tokens=max(c.last_step * c.trajectory.tokens_per_step for c in curves),
-            replay=(min(replays), max(replays)),
-            warmup=float(np.median([t.warmup_steps / len(t.lr) for t in runs if t.warmup_steps] or [0.0])),
-            usual_lr=max(sorted(lrs, reverse=True), key=lrs.count),
-            usual_replay=max(sorted(replays), key=replays.count),
-        )
-
-    def beyond(self, settings: Settings) -> tuple[str, ...]:
-        """Return in what `settings` lie outside."""
-        found = []
-        low, high = self.max_lr
-        if not low / SLACK <= settings.max_lr <= high * SLACK:
-            found.append(f"max_lr {settings.max_lr:g} outside {low:g}..{high:g}")
-        if settings.budget > self.tokens * SLACK:
-            found.append(f"{settings.budget / self.tokens:.2g} times the tokens seen")
-        if not self.replay[0] - 1e-9 <= settings.replay <= self.replay[1] + 1e-9:
-            found.append(f"replay {settings.replay:g} outside {self.replay[0]:g}..{self.replay[1]:g}")
-        return tuple(found)
 
 
 def _base(schedule: str, options: Options, start_lr: float, seen: Seen) -> Config:
@@ -161,7 +120,7 @@ def _candidate(base: Config, settings: Settings, like: Trajectory, seen: Seen) -
         replay=settings.replay,
         shifted=True,
     )
-    return Candidate("", settings, trajectory, seen.beyond(settings))
+    return Candidate("", settings, trajectory, seen.beyond(settings.max_lr, settings.budget, settings.replay))
 
 
 def tokens_text(tokens: float) -> str:

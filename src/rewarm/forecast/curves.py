@@ -9,16 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rewarm.config import SIDES, Config
-from rewarm.forecast.history import Pretraining, pretraining_of, read_config
+from rewarm.forecast.history import Array, Pretraining, Steps, pretraining_of, read_config
 from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.schedules import lr_curve
 
 log = logging.getLogger(__name__)
-Array = NDArray[np.float64]
 
 FEWEST_POINTS = 4
 
@@ -54,7 +52,7 @@ class Curve:
     arm: str
     """Equal for runs that differ only by seed."""
     trajectory: Trajectory
-    losses: dict[str, tuple[NDArray[np.int64], Array]]
+    losses: dict[str, tuple[Steps, Array]]
     """For each validation set the steps, rising, and the losses there in nats a token."""
     planned_steps: int
     """Steps that the run is to have in the end; more than measured where it is unfinished."""
@@ -84,17 +82,17 @@ def read_run(path: Path) -> Curve | None:
     config = read_config(folder)
     plan = make_plan(config)
     rows = folder.read_metrics()
-    losses = {}
+    losses: dict[str, tuple[Steps, Array]] = {}
     for side in SIDES:
         points = [(int(row["step"]), row[f"{side}/loss"]) for row in rows if f"{side}/loss" in row]
         points = [(step, loss) for step, loss in points if math.isfinite(loss)]
         if len(points) >= FEWEST_POINTS:
-            steps, values = zip(*points, strict=True)
-            losses[side] = (np.array(steps), np.array(values))
+            at, values = zip(*points, strict=True)
+            losses[side] = (np.array(at, dtype=np.int64), np.array(values))
     if not losses:
         log.warning("%s: left out, it has fewer than %d evaluations so far", path, FEWEST_POINTS)
         return None
-    steps = np.arange(1, plan.steps + 1)
+    steps = np.arange(1, plan.steps + 1, dtype=np.int64)
     pretraining = pretraining_of(config, path)
     from_scratch = config.init == "scratch"
     start_lr = pretraining.final_lr if pretraining is not None else config.model.final_lr
@@ -121,7 +119,7 @@ def _arm(config: Config) -> str:
 
 
 def distinct_names(curves: Sequence[Curve], paths: Iterable[Path]) -> list[Curve]:
-    """Return the curves with names of their own: those that share one get as much of their path as tells them apart."""
+    """Return the curves with names of their own: those that share one are told apart by more of their path."""
     parts = [path.parts for path in paths]
     named = list(curves)
     for depth in range(2, 5):

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from rewarm.forecast.curves import Array, Curve
+from rewarm.forecast.curves import Curve
+from rewarm.forecast.history import Array
 from rewarm.forecast.holdout import Errors
 from rewarm.forecast.recommend import Outcome
 from rewarm.forecast.study import Study
@@ -23,15 +24,15 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PALE = "#9a9a9a"
 MOST_CURVES = 8
 """Predicted curves that one figure can show apart."""
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9}
 
 
 def _axes(rows: int, columns: int, height: float) -> tuple[Figure, Array]:
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * columns + 1.4, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
+    figure = Figure(figsize=(4.6 * columns + 1.4, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
+    for panel in axes.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+        panel.tick_params(labelsize=8)
     return figure, axes
 
 
@@ -81,8 +82,8 @@ def fit_figure(study: Study) -> Figure:
         limit = max(1.5, 1.1 * float(np.quantile(np.abs(np.concatenate([100 * e.relative for e in shown])), 0.995)))
         bottom.set_ylim(-limit, limit)
         _loss_range(top, [v for e in shown for v in (e.measured, e.predicted)])
-        top.set_title(f"{side} loss (nats a token)")
-        bottom.set_title(f"{side}: predicted over measured, less 1 (%; grey: 1 %)")
+        top.set_title(f"{side} loss (nats a token)", fontsize=10)
+        bottom.set_title(f"{side}: error of the prediction (%)", fontsize=10)
         _tokens_axis(bottom, study)
     _legend(figure, axes[0, 0])
     return figure
@@ -126,7 +127,7 @@ def curves_figure(findings: Findings) -> Figure:
             panel.fill_between(tokens, band.low, band.high, color=colour, alpha=0.13, lw=0)
             drawn.append(band.loss)
         _loss_range(panel, drawn)
-        panel.set_title(f"{name} loss (nats a token)")
+        panel.set_title(f"{name} loss (nats a token)", fontsize=10)
         _tokens_axis(panel, study)
     _legend(figure, axes[0, 0])
     return figure
@@ -142,12 +143,15 @@ def pareto_figure(findings: Findings) -> Figure:
         return [o.final("downstream") for o in found], [o.final("upstream") for o in found]
 
     panel.plot(*points(findings.searched), ".", color=PALE, ms=4, alpha=0.5, label="candidates")
-    panel.plot(*points(findings.front), "-o", color=COLOURS[0], ms=4, lw=1.5, label="predicted Pareto front")
+    front = points(findings.front)
+    panel.plot(*front, "-o", color=COLOURS[0], ms=4, lw=1.5, label="predicted Pareto front")
+    shown = list(zip(*front, strict=True))
     for curve, marker in zip(study.curves, cycle(MARKERS), strict=False):
         if not {"upstream", "downstream"} <= curve.losses.keys():
             continue
         x, y = curve.losses["downstream"][1][-1], curve.losses["upstream"][1][-1]
         panel.plot(x, y, marker, color=COLOURS[1], ms=7, mec="white", label=f"run {curve.name}")
+        shown.append((float(x), float(y)))
     advice = findings.recommendation
     if advice and advice.chosen and not findings.judgement.faults:
         chosen = advice.chosen
@@ -155,10 +159,14 @@ def pareto_figure(findings: Findings) -> Figure:
         errors = [[[b.loss[-1] - b.low[-1]], [b.high[-1] - b.loss[-1]]] for b in (down, up)]
         panel.errorbar(
             down.loss[-1], up.loss[-1], xerr=errors[0], yerr=errors[1],
-            fmt="*", ms=13, color=COLOURS[2], capsize=3, label="recommended, 90 %",
+            fmt="*", ms=13, color=COLOURS[2], capsize=3, label=f"recommended, 90 %:\n{chosen.candidate.label}",
         )  # fmt: skip
     if findings.start is not None:
         panel.axhline(findings.start, color="black", lw=0.8, ls=":", label="upstream loss before")
+    # Bad candidates lie far off, and would press what matters into a corner.
+    for limit, values in zip((panel.set_xlim, panel.set_ylim), zip(*shown, strict=True), strict=True):
+        margin = 0.25 * max(max(values) - min(values), 0.02)
+        limit(min(values) - margin, max(values) + margin)
     panel.set_xlabel("final downstream loss (nats a token)")
     panel.set_ylabel("final upstream loss (nats a token)")
     panel.set_title("what is learnt against what is kept: lower left is better")

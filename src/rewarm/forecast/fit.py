@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from rewarm.forecast.curves import Array, Curve
+from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import Features, Units, features, stack
-from rewarm.forecast.laws import Form, Law, bounds
+from rewarm.forecast.history import Array, Steps
+from rewarm.forecast.laws import Form, Law, Term, bounds
 
 HUBER = 1e-3
 """Log-loss error from which on it counts linearly, as in the papers."""
@@ -21,7 +22,10 @@ POLISHED = 5
 POINTS = 120
 """Most points of one curve that a fit looks at."""
 TETHER = 0.02
-"""Pull of each shape's log towards the middle of its bounds, against `HUBER`: it decides only what data leave open."""
+"""Pull of each shape's log to the middle of its bounds, and of each coefficient to 0 as a share of the loss.
+
+In units of `HUBER` for each point: it decides only what the data leave open, such as two huge terms that cancel.
+"""
 FLOOR = 1e-3
 """Least loss that a law may predict while it is being fitted, so that a log can be taken."""
 
@@ -38,10 +42,9 @@ class Points:
     """(n,) mean 1: a curve weighs the same however densely it was evaluated, and so does a stretch of it."""
 
 
-def thin(steps: Array, most: int) -> Array:
-    """Return the indices of at most `most` of `steps`, evenly spread over them, both ends among them."""
-    picked: Array = np.unique(np.round(np.linspace(0, len(steps) - 1, most)).astype(int))
-    return picked
+def thin(count: int, most: int) -> Steps:
+    """Return at most `most` of the indices of `count` things, evenly spread, both ends among them."""
+    return np.unique(np.round(np.linspace(0, count - 1, most)).astype(np.int64))
 
 
 def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
@@ -49,7 +52,7 @@ def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
     parts, losses, owners, weights = [], [], [], []
     for i, curve in enumerate(curves):
         steps, loss = curve.losses[side]
-        picked = thin(steps, POINTS)
+        picked = thin(len(steps), POINTS)
         steps, loss = steps[picked], loss[picked]
         parts.append(features(curve.trajectory, steps, units))
         losses.append(loss)
@@ -59,7 +62,7 @@ def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
     return Points(stack(parts), np.concatenate(losses), np.concatenate(owners), weight / weight.mean())
 
 
-def spread(steps: Array) -> Array:
+def spread(steps: Steps) -> Array:
     """Return weights, summing to 1, that grow with the root of the distance between neighbours.
 
     Training evaluates more densely early on. Weights by distance would not see the warm-up at all, equal ones would
@@ -76,13 +79,22 @@ class Fit:
 
     form: Form
     units: Units
-    coefficients: tuple[str, ...]
-    shapes: tuple[str, ...]
+    terms: tuple[Term, ...]
     theta: Array
     """The coefficients as they are, then the logs of the shapes."""
     cost: float
     condition: float
     """Condition number of the fit's Jacobian, its columns scaled to length 1."""
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """Return the names of the coefficients."""
+        return Law(self.form.law, self.terms).coefficients
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """Return the names of the shapes."""
+        return Law(self.form.law, self.terms).shapes
 
     @property
     def values(self) -> dict[str, float]:
@@ -109,8 +121,9 @@ class _Problem:
         self.root_weight = np.sqrt(weight) / HUBER
         self.log_loss = np.log(points.loss)
         self.log_bounds = np.log([bounds(shape, units) for shape in law.shapes]).reshape(-1, 2)
-        self.middle, width = self.log_bounds.mean(1), np.ptp(self.log_bounds, axis=1)
-        self.pull = TETHER * np.sqrt(len(points.loss)) / width
+        loose = [0.0 if name == "L0" else 1 / float(points.loss.mean()) for name in law.coefficients]
+        self.pull = TETHER * np.sqrt(len(points.loss)) * np.concatenate([loose, 1 / np.ptp(self.log_bounds, axis=1)])
+        self.rest = np.concatenate([np.zeros(len(loose)), self.log_bounds.mean(1)])
 
     @property
     def box(self) -> tuple[Array, Array]:
@@ -127,14 +140,12 @@ class _Problem:
     def residuals(self, theta: Array) -> Array:
         loss, _ = self.law.loss(self._values(theta))
         errors = self.root_weight * (np.log(np.maximum(loss, FLOOR)) - self.log_loss)
-        return np.concatenate([errors, self.pull * (theta[len(self.law.terms) :] - self.middle)])
+        return np.concatenate([errors, self.pull * (theta - self.rest)])
 
     def jacobian(self, theta: Array) -> Array:
         loss, slopes = self.law.loss(self._values(theta))
         errors = slopes * (self.root_weight * (loss > FLOOR) / np.maximum(loss, FLOOR))
-        tethers = np.zeros((len(theta), len(self.middle)))
-        tethers[len(self.law.terms) :] = np.diag(self.pull)
-        jacobian: Array = np.concatenate([errors, tethers], axis=1).T
+        jacobian: Array = np.concatenate([errors, np.diag(self.pull)], axis=1).T
         return jacobian
 
     def start(self, log_shapes: Array) -> Array:
@@ -165,7 +176,7 @@ class _Problem:
         found = least_squares(
             self.residuals, inside, self.jacobian, bounds=(low, high), loss="huber", x_scale="jac", max_nfev=200
         )
-        return found.x, float(found.cost), found.jac
+        return found.x, float(found.cost), np.asarray(found.jac)
 
 
 def fit(
@@ -193,7 +204,7 @@ def fit(
     theta, cost, jacobian = min((problem.polish(s) for s in starts), key=lambda found: found[1])
     lengths = np.linalg.norm(jacobian, axis=0)
     condition = float(np.linalg.cond(jacobian / np.where(lengths > 0, lengths, 1.0)))
-    return Fit(form, units, law.coefficients, law.shapes, theta, cost, condition)
+    return Fit(form, units, law.terms, theta, cost, condition)
 
 
 def resample(arms: Sequence[str], rng: np.random.Generator) -> Array:
@@ -203,11 +214,12 @@ def resample(arms: Sequence[str], rng: np.random.Generator) -> Array:
     """
     names = sorted(set(arms))
     of_arm = dict(zip(names, rng.dirichlet(np.ones(len(names))) * len(names), strict=True))
-    weights = np.empty(len(arms))
+    weights: Array = np.empty(len(arms))
     for name in names:
         members = [i for i, arm in enumerate(arms) if arm == name]
         weights[members] = of_arm[name] * rng.dirichlet(np.ones(len(members))) * len(members)
-    return weights * len(arms) / weights.sum()
+    weights *= len(arms) / weights.sum()
+    return weights
 
 
 def bootstrap(best: Fit, points: Points, arms: Sequence[str], rng: np.random.Generator, count: int) -> list[Fit]:

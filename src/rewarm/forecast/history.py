@@ -18,6 +18,7 @@ from rewarm.rundir import RunFolder
 from rewarm.schedules import ScheduleSpec, lr_curve
 
 Array = NDArray[np.float64]
+Steps = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rewarm.errors import UserError, nearest
-from rewarm.forecast.curves import Array, Curve
+from rewarm.forecast.coverage import Seen
+from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import Units, features
 from rewarm.forecast.fit import Fit, fit, points_of
+from rewarm.forecast.history import Array, Steps
 from rewarm.forecast.laws import form_of
 
 
@@ -20,10 +23,12 @@ class Errors:
 
     run: str
     side: str
-    steps: Array
+    steps: Steps
     measured: Array
     predicted: Array
     warmup_steps: int
+    beyond: tuple[str, ...] = ()
+    """In what the run lies outside those that were fitted."""
 
     @property
     def relative(self) -> Array:
@@ -36,7 +41,7 @@ class Errors:
         """Return the error of the last loss."""
         return float(self.relative[-1])
 
-    def _mean(self, where: Array) -> float | None:
+    def _mean(self, where: NDArray[np.bool_]) -> float | None:
         return float(np.abs(self.relative[where]).mean()) if where.any() else None
 
     @property
@@ -55,6 +60,14 @@ def errors_of(fitted: Fit, curve: Curve, side: str) -> Errors:
     steps, measured = curve.losses[side]
     predicted = fitted.predict(features(curve.trajectory, steps, fitted.units))
     return Errors(curve.name, side, steps, measured, predicted, curve.trajectory.warmup_steps)
+
+
+def inside(errors: Sequence[Errors]) -> list[Errors]:
+    """Return the errors on runs inside what was fitted; all of them where none is.
+
+    The arm with the highest LR, held out, is an extrapolation: no measure of what lies between the arms.
+    """
+    return [e for e in errors if not e.beyond] or list(errors)
 
 
 def r2(errors: Sequence[Errors]) -> float:
@@ -108,5 +121,9 @@ def hold_out(
             points = points_of(rest, side, units)
             form = form_of(law, points.features, replay_term, memory)
             best = fit(form, points, units, np.random.default_rng(seed))
-            found += [errors_of(best, curve, side) for curve in held]
+            seen = Seen.of(rest)
+            for curve in held:
+                t = curve.trajectory
+                beyond = seen.beyond(float(t.lr.max()), curve.last_step * t.tokens_per_step, t.replay)
+                found.append(replace(errors_of(best, curve, side), beyond=beyond))
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewarm.forecast.holdout import r2
+from rewarm.forecast.holdout import inside, r2
 from rewarm.forecast.laws import bounds
 from rewarm.forecast.study import SideFit, Study
 
@@ -18,6 +18,8 @@ POOR_CURVE = 0.03
 POOR_R2 = 0.8
 WIDE = 10.0
 """Ratio of an interval's ends from which on a positive parameter counts as not identified."""
+NEGLIGIBLE = 1e-4
+"""Coefficient, in nats, under which a term is as good as left out."""
 AT_BOUND = 0.01
 """Distance from a bound, as a share of the log range, at which a parameter counts as stuck to it."""
 
@@ -31,7 +33,10 @@ class Judgement:
 
 
 def unidentified(side: SideFit, tokens_per_step: float) -> list[str]:
-    """Return the parameters that the runs do not pin down: interval wide or of both signs, or stuck to a bound."""
+    """Return the parameters that the runs do not pin down.
+
+    Their interval is wide or holds both signs, they are stuck to a bound, or their term is as good as absent.
+    """
     found = []
     intervals = side.intervals(tokens_per_step) if side.replicates else {}
     for name, (_, low, high) in intervals.items():
@@ -40,13 +45,15 @@ def unidentified(side: SideFit, tokens_per_step: float) -> list[str]:
         small, large = sorted((abs(low), abs(high)))
         if low < 0 < high or large > WIDE * small:
             found.append(name)
+    values = side.fit.values
     for name in side.fit.shapes:
         low, high = bounds(name, side.fit.units)
-        reach = math.log(high / low)
-        value = side.fit.values[name]
-        if name not in found and min(math.log(value / low), math.log(high / value)) < AT_BOUND * reach:
+        if min(math.log(values[name] / low), math.log(high / values[name])) < AT_BOUND * math.log(high / low):
             found.append(name)
-    return found
+    for term in side.fit.terms:
+        if abs(values[term.coefficient]) < NEGLIGIBLE:
+            found += [term.coefficient, *term.shapes]
+    return [name for name in intervals or values if name in found]
 
 
 def judge(study: Study) -> Judgement:
@@ -58,8 +65,9 @@ def judge(study: Study) -> Judgement:
             faults.append(f"{name}: the law explains only {max(explained, 0):.0%} of the variance of its own runs")
         if not side.held_out:
             continue
-        final = float(np.mean([abs(e.final) for e in side.held_out]))
-        curve = float(np.mean([e.curve for e in side.held_out if e.curve is not None] or [0.0]))
+        judged = inside(side.held_out)
+        final = float(np.mean([abs(e.final) for e in judged]))
+        curve = float(np.mean([e.curve for e in judged if e.curve is not None] or [0.0]))
         if final > POOR_FINAL:
             faults.append(f"{name}: final losses of held-out runs are missed by {final:.1%} on average")
         if curve > POOR_CURVE:

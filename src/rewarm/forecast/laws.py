@@ -3,26 +3,29 @@
     cpt              L0 + A (S_pt + S)^-alpha - C1 D_pt - C D + B v(r) (1 - (1 + E S)^-beta)
                      Wang et al. 2025 (arXiv 2505.07796): B > 0 where the loss is of data that is forgotten,
                      B < 0 where it is of data that is learned
+    cpt_paced        cpt, with a memory that counts an update as (eta / highest eta)^pace of one: our own, for
+                     models that feel a rise of the LR sooner than its fall; pace 0 is cpt, pace 1 makes memory an
+                     area like S
     single           L0 + A (S_pt + S)^-alpha - C D                     Tissue et al. 2024 (arXiv 2408.11029)
     multipower       L0 + A (S_pt + S)^-alpha - C sum_k (eta_(k-1) - eta_k) (1 - (1 + G eta_k^-gamma S_k)^-delta)
                                                                         Luo et al. 2025 (arXiv 2503.12811)
     cpt_multipower   cpt, with the drop of multipower in place of D
 
 S is the area under the LR since the run began, S_pt that of pre-training, D = (1 - lambda) S2 the remembered drop of
-the LR, S_k the area since change k, r the share of replay. v(r) is 1 without replay; see `VISIBLE`.
+the LR, S_k the area since change k, r the share of replay. v(r) is 1 without replay; see `visible`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rewarm.forecast.curves import Array
 from rewarm.forecast.features import Features, Remembered, Units
+from rewarm.forecast.history import Array
 
-LAWS = ("cpt", "single", "multipower", "cpt_multipower")
+LAWS = ("cpt", "cpt_paced", "single", "multipower", "cpt_multipower")
 REPLAY_TERMS = ("power", "hyperbolic")
 
 Values = Mapping[str, float]
@@ -41,8 +44,9 @@ class Shape:
 SHAPES = {
     "alpha": Shape(0.05, 2.0),
     "S_pt": Shape(1e-3, 1e3),
-    "E": Shape(1e-2, 1e5),
+    "E": Shape(1e-1, 1e5),
     "beta": Shape(0.02, 3.0),
+    "pace": Shape(0.05, 2.0),
     "G": Shape(1e-2, 1e4),
     "gamma": Shape(1e-2, 2.0),
     "delta": Shape(0.02, 3.0),
@@ -117,17 +121,17 @@ def _forward(f: Features, *, history_known: bool) -> Term:
     return Term("A", ("alpha",) if history_known else ("alpha", "S_pt"), evaluate)
 
 
-def _drop(coefficient: str, drops: Array, units: Units, memory: float | None) -> Term:
-    table = Remembered(units.memories, drops)
-    if memory is not None:
-        fixed = -table(np.log(memory))[0]
-        return Term(coefficient, (), lambda _: (fixed, {}))
+def _drop(coefficient: str, drops: Array, units: Units, memory: float | None, *, paced: bool = False) -> Term:
+    table = Remembered(units, drops)
+    shapes = (("memory",) if memory is None else ()) + (("pace",) if paced else ())
 
     def evaluate(v: Values) -> tuple[Array, Derivatives]:
-        drop, slope = table(np.log(v["memory"]))
-        return -drop, {"memory": -slope}
+        pace = v["pace"] if paced else 0.0
+        drop, by_memory, by_pace = table(np.log(v["memory"] if memory is None else memory), pace)
+        slopes = {"memory": -by_memory, "pace": -by_pace * pace}
+        return -drop, {shape: slopes[shape] for shape in shapes}
 
-    return Term(coefficient, ("memory",), evaluate)
+    return Term(coefficient, shapes, evaluate)
 
 
 def _multipower_drop(f: Features) -> Term:
@@ -197,13 +201,13 @@ class Form:
         terms = [_floor(f), _forward(f, history_known=self.history_known)]
         terms.append(_multipower_drop(f) if self.law.endswith("multipower") else self._drop("C", f.drop, units))
         if self.law == "cpt" and self.histories_differ:
-            terms.append(self._drop("C1", f.drop_before, units))
+            terms.append(self._drop("C1", f.drop_before[None], replace(units, paces=(0.0,))))
         if self.law.startswith("cpt"):
             terms.append(_shift(f, self.replay_term))
         return Law(self.law, tuple(terms))
 
     def _drop(self, coefficient: str, drops: Array, units: Units) -> Term:
-        return _drop(coefficient, drops, units, self.memory)
+        return _drop(coefficient, drops, units, self.memory, paced=self.law == "cpt_paced")
 
 
 def form_of(law: str, f: Features, replay_term: str | None, memory: float | None = None) -> Form:

@@ -9,10 +9,11 @@ from itertools import product
 import numpy as np
 
 from rewarm.errors import UserError
-from rewarm.forecast.curves import Array, Curve, Trajectory
-from rewarm.forecast.features import Units, features, units_of
+from rewarm.forecast.curves import Curve, Trajectory
+from rewarm.forecast.features import PACES, Units, features, units_of
 from rewarm.forecast.fit import Fit, bootstrap, fit, points_of
-from rewarm.forecast.holdout import Errors, errors_of, hold_out, pick, splits
+from rewarm.forecast.history import Array, Steps
+from rewarm.forecast.holdout import Errors, errors_of, hold_out, inside, pick, splits
 from rewarm.forecast.laws import LAWS, REPLAY_TERMS, form_of, paper_units
 from rewarm.forecast.options import Options
 
@@ -44,11 +45,12 @@ class SideFit:
     @property
     def spread(self) -> float:
         """Return the typical error of a prediction, as a share: root mean square, on held-out runs where any."""
-        errors = [e.relative[e.steps > e.warmup_steps] for e in self.held_out or self.in_sample]
-        finals = np.array([e.final for e in self.held_out or self.in_sample])
+        told_by = inside(self.held_out) or self.in_sample
+        errors = [e.relative[e.steps > e.warmup_steps] for e in told_by]
+        finals = np.array([e.final for e in told_by])
         return float(np.sqrt(max((np.concatenate(errors) ** 2).mean(), (finals**2).mean())))
 
-    def predict(self, trajectory: Trajectory, steps: Array) -> Band:
+    def predict(self, trajectory: Trajectory, steps: Steps) -> Band:
         """Return the loss after each of `steps` updates of a trajectory.
 
         The band joins what resampling the runs changes with the error on runs that were held out.
@@ -138,7 +140,8 @@ def study(curves: list[Curve], options: Options) -> Study:
     """Return the study of `curves` that the options ask for."""
     sides = sides_of(curves)
     memory = None if options.memory is None else options.memory * common_tokens_per_step(curves)
-    units = units_of([curve.trajectory for curve in curves], memory)
+    paces = PACES if options.law in ("auto", "cpt_paced") else (0.0,)
+    units = units_of([curve.trajectory for curve in curves], memory, paces)
     named = pick(curves, options.holdout)
     fitted = [curve for i, curve in enumerate(curves) if i not in named]
     if not fitted:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from rewarm.errors import UserError
-from rewarm.forecast.curves import FEWEST_POINTS, Array, Curve, Trajectory
+from rewarm.forecast.curves import FEWEST_POINTS, Curve, Trajectory
+from rewarm.forecast.history import Array
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _role(column: str) -> str:
 
 def _number(path: Path, line: int, column: str, text: str) -> float:
     """Return the number in a cell, NaN for an empty one or one that says so."""
-    text = text.strip().replace("_", "")
+    text = text.replace("_", "")
     if text.lower() in ("", "nan", "null", "none", "na", "n/a"):
         return math.nan
     try:
@@ -90,7 +91,13 @@ def _read(path: Path) -> dict[str, Array]:
         if not role:
             continue
         cells = [(number, row) for number, row in enumerate(rows[1:], 2) if any(cell.strip() for cell in row)]
-        values = np.array([_number(path, number, name, row[i] if i < len(row) else "") for number, row in cells])
+        texts = [row[i].strip() if i < len(row) else "" for _, row in cells]
+        values = np.array([_number(path, line, name, text) for (line, _), text in zip(cells, texts, strict=True)])
+        broken = sum(1 for text, value in zip(texts, values, strict=True) if text and not math.isfinite(value))
+        if broken:
+            what = "losses of " if role not in NAMES else "values of "
+            log.warning("%s: %d %s%s are not numbers, left out", path, broken, what, name)
+            values[~np.isfinite(values)] = np.nan
         if {"ppl", "perplexity"} & set(re.split(r"[^a-z0-9]+", name.lower())):
             if role in columns:
                 continue  # its loss stands beside it
@@ -133,7 +140,7 @@ def _check_units(path: Path, columns: dict[str, Array], logged: Logged) -> None:
     for name in ("step", "tokens"):
         if name in columns and np.nanmin(columns[name]) < 0:
             raise UserError(f"{path}: {name}={np.nanmin(columns[name]):g}: is below 0")
-    if "replay" in columns and not (0 <= np.nanmin(columns["replay"]) and np.nanmax(columns["replay"]) < 1):
+    if "replay" in columns and not (np.nanmin(columns["replay"]) >= 0 and np.nanmax(columns["replay"]) < 1):
         raise UserError(
             f"{path}: replay={np.nanmax(columns['replay']):g}: is a share of every batch, in 0..1, below 1"
         )

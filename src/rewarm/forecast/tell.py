@@ -13,6 +13,7 @@ import numpy as np
 
 from rewarm.forecast.candidates import Candidate
 from rewarm.forecast.fit import thin
+from rewarm.forecast.history import Steps
 from rewarm.forecast.holdout import Errors, mae, r2
 from rewarm.forecast.judge import Judgement, unidentified
 from rewarm.forecast.recommend import Outcome, Recommendation
@@ -38,9 +39,9 @@ class Findings:
     """Upstream loss before any update, in nats a token."""
 
 
-def steps_of(candidate: Candidate) -> Any:  # noqa: ANN401 - an integer array
+def steps_of(candidate: Candidate) -> Steps:
     """Return the steps at which a candidate's curve is shown, from 0 to its end."""
-    return thin(np.arange(candidate.steps + 1), CURVE_POINTS)
+    return thin(candidate.steps + 1, CURVE_POINTS)
 
 
 def _percent(value: float | None) -> str:
@@ -89,12 +90,13 @@ def _holdout_text(study: Study) -> str:
             f"{100 * e.final:+.2f} %",
             _percent(e.curve),
             _percent(e.warmup),
+            "extrapolated" if e.beyond else "",
         )
         for e in sorted(study.held_out, key=lambda e: e.run)
     ]
     if not rows:
         return ""
-    header = ("held out", "set", "final", "predicted", "error", "curve error", "in warm-up")
+    header = ("held out", "set", "final", "predicted", "error", "curve error", "in warm-up", "")
     return table(header, rows)
 
 
@@ -105,9 +107,7 @@ def _forgetting(findings: Findings, outcome: Outcome) -> float | None:
 
 
 def _outcome_cells(findings: Findings, outcome: Outcome) -> tuple[str, ...]:
-    cells = []
-    for band in outcome.sides.values():
-        cells.append(f"{band.loss[-1]:.4f} ({band.low[-1]:.3f} .. {band.high[-1]:.3f})")
+    cells = [f"{b.loss[-1]:.4f} ({b.low[-1]:.3f} .. {b.high[-1]:.3f})" for b in outcome.sides.values()]
     forgotten = _forgetting(findings, outcome)
     beyond = "; ".join(outcome.candidate.beyond)
     return (
@@ -192,6 +192,7 @@ def _errors_json(e: Errors) -> dict[str, Any]:
         "error": e.final,
         "curve_error": e.curve,
         "warmup_error": e.warmup,
+        "beyond": list(e.beyond),
     }
 
 
@@ -272,6 +273,7 @@ def as_csv(findings: Findings) -> str:
             band = side.predict(t, steps)
             for step, loss, low, high in zip(steps.tolist(), band.loss, band.low, band.high, strict=True):
                 lr = float(t.lr[step - 1]) if step else 0.0
-                row = ("predicted", outcome.candidate.label, name, step, step * t.tokens_per_step, lr, "")
-                writer.writerow([*row, float(loss), float(low), float(high)])
+                at = (step, step * t.tokens_per_step, lr)
+                losses = (float(loss), float(low), float(high))
+                writer.writerow(("predicted", outcome.candidate.label, name, *at, "", *losses))
     return out.getvalue()

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from rewarm.errors import UserError
+from rewarm.forecast.curves import Curve
+from rewarm.forecast.features import units_of
+from rewarm.forecast.holdout import Errors, hold_out, inside, mae, pick, r2, splits
+from tests.forecast.synthetic import arms, curve, trajectory
+
+
+def _errors(measured: list[float], predicted: list[float], warmup: int = 1) -> Errors:
+    return Errors("run", "upstream", np.arange(len(measured)), np.array(measured), np.array(predicted), warmup)
+
+
+def test_errors_are_shares_of_the_measured_loss() -> None:
+    e = _errors([2.0, 4.0, 2.0, 4.0], [2.0, 5.0, 2.2, 4.1])
+    assert e.final == pytest.approx(0.025)
+    assert e.warmup == pytest.approx(0.25)
+    assert e.curve == pytest.approx((0.1 + 0.025) / 2)
+
+
+def test_a_run_without_warm_up_has_no_error_there() -> None:
+    assert _errors([2.0, 2.0], [2.0, 2.0], warmup=0).warmup is None
+
+
+def test_r2_is_1_for_a_perfect_fit_and_0_for_the_mean() -> None:
+    assert r2([_errors([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])]) == 1
+    assert r2([_errors([1.0, 2.0, 3.0], [2.0, 2.0, 2.0])]) == 0
+    assert mae([_errors([1.0, 2.0, 3.0], [2.0, 2.0, 2.0])]) == pytest.approx(2 / 3)
+
+
+def test_seeds_of_an_arm_are_held_out_together() -> None:
+    a = curve("a0", trajectory("cosine", 3e-4))
+    seeds = [Curve(name, "a", a.trajectory, a.losses, a.planned_steps) for name in ("a0", "a1")]
+    assert splits([*seeds, curve("b", trajectory("wsd", 3e-4))]) == [[0, 1], [2]]
+
+
+def test_one_arm_alone_cannot_be_held_out() -> None:
+    assert splits([curve("a", trajectory("cosine", 3e-4))]) == []
+
+
+def test_a_name_that_no_run_has_is_told_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"holdout=hihg: no such run, did you mean 'high'\?"):
+        pick(arms(), ["hihg"])
+
+
+def test_a_held_out_run_is_predicted_without_having_been_seen() -> None:
+    """A run whose losses are wrong throughout must come out wrong, not be followed."""
+    curves = arms()
+    steps, loss = curves[3].losses["upstream"]
+    curves[3] = Curve("wsd", "wsd", curves[3].trajectory, {"upstream": (steps, loss + 0.5)}, 2000)
+    units = units_of([c.trajectory for c in curves])
+    [e] = hold_out("cpt", None, curves, "upstream", units, 0, [[3]])
+    assert e.final == pytest.approx(-0.5 / loss[-1], abs=0.03)
+
+
+def test_arms_at_the_edge_are_marked_and_do_not_count_as_inside() -> None:
+    curves = arms()
+    units = units_of([c.trajectory for c in curves])
+    found = hold_out("cpt", None, curves, "upstream", units, 0, splits(curves))
+    assert {e.run for e in found if e.beyond} == {"high", "constant"}
+    assert {e.run for e in inside(found)} == {"low", "wsd"}
+    assert inside([e for e in found if e.beyond])
+    assert max(abs(e.final) for e in inside(found)) < 0.01

@@ -1,0 +1,164 @@
+"""What a whole study says: recommendations, warnings, and laws chosen by hold-out."""
+
+import numpy as np
+import pytest
+
+from rewarm.errors import UserError
+from rewarm.forecast.candidates import candidates
+from rewarm.forecast.curves import Curve
+from rewarm.forecast.judge import judge
+from rewarm.forecast.options import Options
+from rewarm.forecast.recommend import check_sides, outcomes, pareto, recommend, start_loss
+from rewarm.forecast.study import Study, study
+from tests.forecast.synthetic import arms, curve, losses, trajectory
+
+FEW = {"paths": (), "bootstrap": 4}
+
+
+@pytest.fixture(scope="module")
+def whole() -> Study:
+    return study(arms(), Options(**FEW))
+
+
+def test_a_recommendation_keeps_to_what_may_be_forgotten_and_learns_best_within_it(whole: Study) -> None:
+    options = Options(**FEW, max_forgetting=0.05, schedule=("cosine", "wsd"))
+    found = outcomes(whole, candidates(options, whole.fitted, search=True))
+    advice = recommend(whole, found, options)
+    assert advice.chosen is not None
+    start = start_loss(whole)
+    within = [o for o in found if o.final("upstream") - start <= 0.05]
+    assert 0 < len(within) < len(found)
+    assert advice.chosen in within
+    assert advice.chosen.final("downstream") == min(o.final("downstream") for o in within)
+
+
+def test_the_recommended_training_is_nearly_the_best_by_the_true_law(whole: Study) -> None:
+    options = Options(**FEW, weights=(1.0, 1.0))
+    found = outcomes(whole, candidates(options, whole.fitted, search=True))
+    advice = recommend(whole, found, options)
+    assert advice.chosen is not None
+
+    def true(outcome: object) -> float:
+        candidate = outcome.candidate
+        end = np.array([candidate.steps])
+        return sum(float(losses("cpt", candidate.trajectory, side, end)[0]) for side in ("upstream", "downstream"))
+
+    assert true(advice.chosen) <= min(true(o) for o in found) + 0.03
+
+
+def test_a_share_of_the_loss_may_bound_forgetting(whole: Study) -> None:
+    options = Options(**FEW, max_forgetting=0.01, forgetting_is_share=True)
+    found = outcomes(whole, candidates(options, whole.fitted, search=True))
+    advice = recommend(whole, found, options)
+    assert f"at most {0.01 * start_loss(whole):.4g} nats" in advice.goal
+
+
+def test_nothing_is_recommended_where_nothing_qualifies(whole: Study) -> None:
+    options = Options(**FEW, max_forgetting=0.0, schedule=("constant",), max_lr=(6e-4,))
+    advice = recommend(whole, outcomes(whole, candidates(options, whole.fitted, search=True)), options)
+    assert advice.chosen is None
+    assert "none of 4 qualifies; the least forgotten is" in advice.reason
+
+
+def test_what_the_runs_have_not_seen_is_never_recommended(whole: Study) -> None:
+    options = Options(**FEW, weights=(0.0, 1.0), max_lr=(3e-4, 5e-3), schedule=("cosine",))
+    found = outcomes(whole, candidates(options, whole.fitted, search=True))
+    advice = recommend(whole, found, options)
+    assert advice.chosen is not None
+    assert advice.chosen.candidate.settings.max_lr == 3e-4
+
+
+def test_no_point_of_the_front_is_beaten_on_both_losses(whole: Study) -> None:
+    found = outcomes(whole, candidates(Options(**FEW, weights=(1.0, 1.0)), whole.fitted, search=True))
+    front = pareto(found)
+    for kept in front:
+        assert not any(
+            o.final("upstream") < kept.final("upstream") and o.final("downstream") < kept.final("downstream")
+            for o in found
+        )
+    assert 1 < len(front) < len(found)
+
+
+def test_bands_hold_the_true_curve_of_a_schedule_that_nobody_ran(whole: Study) -> None:
+    of = trajectory("infinite_cosine", 4e-4)
+    steps = np.arange(0, 2001, 25)
+    for side, fitted in whole.sides.items():
+        band = fitted.predict(of, steps)
+        true = losses("cpt", of, side, steps)
+        assert ((band.low < true) & (true < band.high)).mean() > 0.8
+        assert (band.high - band.low).max() < 0.3
+
+
+def test_a_sound_study_has_no_faults_and_names_what_it_cannot_know(whole: Study) -> None:
+    found = judge(whole)
+    assert found.faults == []
+
+
+def test_noise_is_not_taken_for_a_law() -> None:
+    rng = np.random.default_rng(0)
+    curves = [
+        Curve(c.name, c.arm, c.trajectory, {"upstream": (c.losses["upstream"][0], 3 + rng.random(len(c.losses["upstream"][0])))}, 2000)
+        for c in arms()
+    ]  # fmt: skip
+    found = judge(study(curves, Options(paths=(), bootstrap=0)))
+    assert any("explains only" in fault for fault in found.faults)
+
+
+def test_one_arm_alone_is_no_base_for_a_forecast() -> None:
+    found = judge(study([curve("a", trajectory("cosine", 3e-4))], Options(paths=(), bootstrap=0)))
+    assert any("nothing could be held out" in fault for fault in found.faults)
+
+
+def test_batches_of_other_sizes_and_unfinished_runs_are_pointed_out() -> None:
+    curves = arms()
+    big = trajectory("cosine", 3e-4)
+    big = type(big)(big.lr, 4096.0, big.start_lr, big.warmup_steps)
+    curves.append(Curve("big", "big", big, curves[0].losses, planned_steps=4000))
+    found = judge(study(curves, Options(paths=(), bootstrap=0, holdout=("wsd",))))
+    assert any("2,048 to 4,096 tokens" in caution for caution in found.cautions)
+    assert any("unfinished, used as far as they are: big" in caution for caution in found.cautions)
+
+
+def test_named_runs_are_predicted_and_never_fitted() -> None:
+    result = study(arms(), Options(**FEW, holdout=("wsd",)))
+    assert [c.name for c in result.fitted] == ["low", "high", "constant"]
+    assert {e.run for e in result.held_out} == {"wsd"}
+    with pytest.raises(UserError, match="names every run"):
+        study(arms(), Options(**FEW, holdout=("low", "high", "constant", "wsd")))
+
+
+def test_the_law_is_chosen_by_its_hold_out_error() -> None:
+    result = study(arms("cpt", noise=0.001), Options(paths=(), bootstrap=0, law="auto"))
+    assert result.law.startswith("cpt")
+    assert result.tried[result.law] == min(result.tried.values())
+    assert len(result.tried) == 5
+
+
+@pytest.mark.parametrize("true_term", ["power", "hyperbolic"])
+def test_replay_is_an_input_and_its_term_is_chosen_by_hold_out(true_term: str) -> None:
+    shares = {"r1": 0.01, "r5": 0.05, "r25": 0.25, "r50": 0.5}
+    runs = arms(noise=0.001) + [
+        curve(name, trajectory("cosine", 4e-4, replay=share), noise=0.001, replay_term=true_term)
+        for name, share in shares.items()
+    ]
+    result = study(runs, Options(paths=(), bootstrap=0))
+    assert len(result.tried) == 2
+    if true_term == "hyperbolic":  # rho 0.05: a power cannot follow it
+        assert result.replay_term == "hyperbolic"
+    of = trajectory("wsd", 3e-4, replay=0.1)
+    for side, fitted in result.sides.items():
+        wanted = losses("cpt", of, side, np.array([2000]), replay_term=true_term)
+        assert fitted.predict(of, np.array([2000])).loss == pytest.approx(wanted, rel=0.01)
+
+
+def test_a_recommendation_needs_both_losses() -> None:
+    runs = [Curve(c.name, c.arm, c.trajectory, {"pile": c.losses["upstream"]}, 2000) for c in arms()[:2]]
+    with pytest.raises(UserError, match=r"there is no upstream \(found: pile\)"):
+        check_sides(study(runs, Options(paths=(), bootstrap=0)))
+
+
+def test_runs_without_a_common_validation_set_are_refused() -> None:
+    a, b = arms()[:2]
+    runs = [Curve("a", "a", a.trajectory, {"x": a.losses["upstream"]}, 2000), b]
+    with pytest.raises(UserError, match="no validation set in common"):
+        study(runs, Options(paths=(), bootstrap=0))
