@@ -1,6 +1,7 @@
 """Fills a store again and again, killed at a random point each time, then once to its end; for test_kills.py.
 
-Arguments: the data config as JSON, the folder of the stores, the number of kills. Prints the store's folder.
+Arguments: the data config as JSON, the folder of the stores, the number of kills. Prints the store's folder, and
+the shards that there were after each kill.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import huggingface_hub  # noqa: F401 - before the first fork, so that no child imports it again
 
 from rewarm.config import DataConfig
+from rewarm.data import encoding
 from rewarm.data.documents import Cursor, Document, Source
 from rewarm.data.producer import Producer
 from rewarm.data.sources import make_source
 from rewarm.data.store import StoreSpec, open_store
-from rewarm.data.tokenizers import load_tokenizer
+from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 
 WATCHED = ("open", "os.rename", "socket.connect")
 
@@ -40,39 +43,53 @@ class Counted:
             yield row
 
 
+def ticker(point: int) -> Callable[[], None]:
+    """Return what kills this process when it is called for the `point`-th time."""
+    left = point
+
+    def tick() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return tick
+
+
+def watch(tick: Callable[[], None]) -> None:
+    """Call `tick` whenever a file is opened or renamed, or the hub is called."""
+    sys.addaudithook(lambda event, _: tick() if event in WATCHED else None)
+
+
+def fill(folder: Path, spec: StoreSpec, source: Source, tokenizer: Tokenizer) -> NoReturn:
+    """Fill the store, in this thread: nothing outlives a kill."""
+    producer = Producer(folder, spec, source, tokenizer, 10**9)
+    producer.run()
+    os._exit(0 if producer.error is None else 1)
+
+
 def main() -> None:
     data, root, kills = DataConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+    encoding.BATCH_CHARACTERS = 1000  # so that shards are committed all along
     source, tokenizer = make_source(data, "downstream", "train"), load_tokenizer("builtin")
     spec = StoreSpec(source.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, 1000)
-    store = open_store(root, spec)
+    folder = open_store(root, spec).folder
     draw = random.Random(7)
+    progress = []
     for number in range(kills + 1):
-        at_document, at_event = draw.randint(20, 150), draw.randint(1, 25)
-        by_document, last = draw.random() < 0.5, number == kills
+        at_document, at_event, by_document = draw.randint(20, 90), draw.randint(1, 30), draw.random() < 0.5
         child = os.fork()
-        if child:
-            _, status = os.waitpid(child, 0)
-            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            assert killed != last, (number, status, at_document, at_event)
-            continue
-
-        left = {"documents": at_document, "events": at_event}
-
-        def tick(what: str, left: dict[str, int] = left) -> None:
-            left[what] -= 1
-            if left[what] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        if not last and not by_document:
-            sys.addaudithook(lambda event, _: tick("events") if event in WATCHED else None)
-        counts = not last and by_document
-        counted = Counted(source, lambda: tick("documents") if counts else None)
-        producer = Producer(store.folder, spec, counted, tokenizer, 10**9)
-        producer.run()  # here and now: nothing of a thread outlives the kill
-        if producer.error:
-            raise producer.error
-        os._exit(0)
-    sys.stdout.write(f"{store.folder}\n")
+        if child == 0:
+            if number == kills:
+                fill(folder, spec, source, tokenizer)
+            if by_document:
+                fill(folder, spec, Counted(source, ticker(at_document)), tokenizer)
+            watch(ticker(at_event))
+            fill(folder, spec, source, tokenizer)
+        _, status = os.waitpid(child, 0)
+        assert status == (0 if number == kills else signal.SIGKILL), (number, status)
+        progress.append(len(list(folder.glob("shard-*.json"))))
+    sys.stdout.write(json.dumps({"folder": str(folder), "progress": progress}))
 
 
 if __name__ == "__main__":

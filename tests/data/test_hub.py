@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewarm.cache import cache_dir
+from rewarm.config import DataConfig
+from rewarm.data import hub as hub_module
+from rewarm.data.documents import Source
+from rewarm.data.hub import Repo, download, list_split, nearest_revisions, parse_id
+from rewarm.data.sources import make_source
+from rewarm.data.store import StoreSpec, TokenStore, open_store
+from rewarm.data.tokenizers import load_tokenizer
+from rewarm.errors import DataError, UserError
+from tests.conftest import ROOT
+from tests.hub import Hub
+from tests.hub.content import MODEL, PILE, PILE_VALIDATION, SLIMPAJAMA, jsonl, parquet, pile, slimpajama, zst
+
+PAIR: dict[str, Any] = {
+    "name": "pair",
+    "tokenizer": "builtin",
+    "upstream": {
+        "kind": "hub",
+        "id": PILE,
+        "validation_id": PILE_VALIDATION,
+        "domain_field": "meta.pile_set_name",
+    },
+    "downstream": {"kind": "hub", "id": SLIMPAJAMA, "domain_field": "meta.redpajama_set_name"},
+}
+
+
+def make(side: str, split: str, **options: Any) -> Source:
+    return make_source(DataConfig(**(PAIR | options)), side, split)
+
+
+def read(source: Source) -> list[str]:
+    return [document.text for document, _ in source.documents(None)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let waits before another try be short."""
+    monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(hub_module, "START_PATIENCE", 0.2)
+
+
+@pytest.mark.usefixtures("hub")
+def test_splits_are_those_that_datasets_finds() -> None:
+    assert read(make("upstream", "train")) == [r["text"] for r in pile("pile 0", 150) + pile("pile 1", 150)]
+    assert read(make("upstream", "validation")) == [r["text"] for r in pile("pile validation", 60)]
+    assert read(make("downstream", "train")) == [
+        r["text"] for r in slimpajama("slim 0", 150) + slimpajama("slim 1", 150)
+    ]
+    assert read(make("downstream", "validation")) == [r["text"] for r in slimpajama("slim validation", 60)]
+
+
+@pytest.mark.usefixtures("hub")
+def test_domains_come_from_a_struct_and_from_json() -> None:
+    assert {d.domain for d, _ in make("upstream", "train").documents(None)} == {"Pile-CC", "Github", "Wikipedia (en)"}
+    assert {d.domain for d, _ in make("downstream", "train").documents(None)} == {
+        "RedPajamaCommonCrawl",
+        "RedPajamaC4",
+    }
+
+
+def test_a_listing_is_pinned_and_needs_no_network_again(hub: Hub) -> None:
+    repo = Repo("data.upstream.id", PILE, "main", "dataset")
+    first = list_split(repo, None, "train")
+    hub.requests.clear()
+    hub.fail(".*", "500", times=1000)
+    assert list_split(repo, None, "train") == first
+    assert hub.requests == []
+    pins = [json.loads(path.read_text()) for path in (cache_dir() / "hub").iterdir()]
+    assert first.commit in {pin["commit"] for pin in pins}
+
+
+@pytest.mark.parametrize("how", ["500", "429", "reset", "cut"])
+@pytest.mark.parametrize("side", ["upstream", "downstream"])
+def test_a_hub_that_fails_in_the_middle_of_a_shard_is_asked_again(
+    hub: Hub, side: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make(side, "train")
+    expected = read(source)
+    hub.fail(r"/resolve/.*(zst|parquet)$", how, times=3)
+    with caplog.at_level(logging.WARNING):
+        assert read(source) == expected
+    assert caplog.text.count("asked again in") == 3
+    assert all(fault.times == 0 for fault in hub.faults)
+
+
+@pytest.mark.parametrize("side", ["upstream", "downstream"])
+def test_a_hub_that_keeps_failing_stops_clearly_and_a_rerun_goes_on(
+    hub: Hub, tmp_path: Path, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewarm.data.encoding.BATCH_CHARACTERS", 1000)
+    source, tokenizer = make(side, "train", patience=0.05), load_tokenizer("builtin")
+    spec = StoreSpec(source.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, 1000)
+
+    def fill(root: Path) -> TokenStore:
+        store = open_store(root, spec)
+        store.produce(source, tokenizer, 10**9)
+        store.ensure(10**9)
+        return store
+
+    straight = fill(tmp_path / "straight")
+    second = "01.jsonl.zst" if side == "upstream" else "train-00001"
+    hub.fail(second, "500", times=100_000)
+    with pytest.raises(DataError, match=rf"{second}.*the hub failed for 0.05 s at byte 0 \(HTTP 500\).*rerun"):
+        fill(tmp_path / "failed")
+    held = open_store(tmp_path / "failed", spec)
+    assert 0 < held.n_tokens < straight.n_tokens
+    hub.faults.clear()
+    again = fill(tmp_path / "failed")
+    assert again.read(0, again.n_tokens).tolist() == straight.read(0, straight.n_tokens).tolist()
+
+
+def test_a_refused_file_is_not_asked_for_again(hub: Hub) -> None:
+    source = make("upstream", "train")
+    hub.fail("00.jsonl.zst", "403", times=1)
+    with pytest.raises(DataError, match=r"00.jsonl.zst: the hub refuses it \(HTTP 403\); check HF_TOKEN"):
+        read(source)
+
+
+def test_a_dataset_that_needs_code_is_refused(hub: Hub) -> None:
+    hub.add("dataset", "owner/coded", {"main": {"coded.py": b"raise SystemExit('ran')", "README.md": b"# coded"}})
+    with pytest.raises(UserError, match="needs code from the hub to be read, which rewarm does not run"):
+        list_split(Repo("data.upstream.id", "owner/coded", "main", "dataset"), None, "train")
+
+
+def test_a_dataset_of_several_subsets_names_them(hub: Hub) -> None:
+    card = (
+        b"---\nconfigs:\n- config_name: en\n  data_files: en.jsonl\n- config_name: de\n  data_files: de.jsonl\n---\n"
+    )
+    files = {"README.md": card, "en.jsonl": jsonl(pile("en", 5)), "de.jsonl": jsonl(pile("de", 5))}
+    hub.add("dataset", "owner/many", {"main": files})
+    repo = Repo("data.upstream.id", "owner/many", "main", "dataset")
+    with pytest.raises(UserError, match=r"subset=None: .*\['en', 'de'\]"):
+        list_split(repo, None, "train")
+    assert [path for path, _ in list_split(repo, "de", "train").files] == ["de.jsonl"]
+
+
+@pytest.mark.usefixtures("hub")
+def test_mistakes_in_a_dataset_are_named() -> None:
+    with pytest.raises(UserError, match=r"owner/none@main: no such dataset on the hub"):
+        list_split(Repo("data.upstream.id", "owner/none", "main", "dataset"), None, "train")
+    with pytest.raises(UserError, match="has no revision v2; the nearest are main"):
+        list_split(Repo("data.upstream.id", PILE, "v2", "dataset"), None, "train")
+    with pytest.raises(UserError, match="split=validaton: unknown choice, did you mean 'validation'"):
+        list_split(Repo("data.downstream.id", SLIMPAJAMA, "main", "dataset"), None, "validaton")
+
+
+def test_a_dataset_at_another_commit_is_another_stream(hub: Hub) -> None:
+    files = {"train.jsonl": jsonl(pile("v", 5))}
+    hub.add("dataset", "owner/versions", {"main": files, "v1": {"train.jsonl.zst": zst(jsonl(pile("v1", 5)))}})
+    sides = [{"kind": "hub", "id": "owner/versions", "revision": name} for name in ("main", "v1")]
+    streams = [make("downstream", "train", downstream=side) for side in sides]
+    assert streams[0].fingerprint() != streams[1].fingerprint()
+    assert read(streams[0]) != read(streams[1])
+
+
+def test_one_split_may_serve_training_and_validation_by_hash(hub: Hub) -> None:
+    hub.add("dataset", "owner/single", {"main": {"train.parquet": parquet(pile("single", 80))}})
+    side = {"kind": "hub", "id": "owner/single", "validation_split": "train", "validation_share": 0.3}
+    train = read(make("downstream", "train", downstream=side))
+    validation = read(make("downstream", "validation", downstream=side))
+    assert sorted(train + validation) == sorted(record["text"] for record in pile("single", 80))
+    assert 5 < len(validation) < 45
+
+
+def test_the_nearest_revisions_are_those_of_the_nearest_steps() -> None:
+    known = ["main", *(f"step{step}" for step in (0, 512, *range(1000, 144_000, 1000)))]
+    assert nearest_revisions("step9999", known) == ["step8000", "step9000", "step10000", "step11000"]
+    assert nearest_revisions("step999999", known)[-1] == "step143000"
+    assert nearest_revisions("mian", ["main", "float16"])[0] == "main"
+
+
+def test_ids_are_told_from_paths() -> None:
+    assert parse_id("init", "EleutherAI/pythia-410m@step10000") == Repo("init", MODEL, "step10000")
+    assert parse_id("init", MODEL) == Repo("init", MODEL, "main")
+    for name in ("scratch", "a/b/c", "../runs/a", "/abs/path", "name@rev"):
+        assert parse_id("init", name) is None
+
+
+def test_what_was_downloaded_is_found_when_the_hub_is_away(hub: Hub) -> None:
+    repo = Repo("init", MODEL, "step0")
+    folder = download(repo, ["config.json"], hub_module.WEIGHTS)
+    hub.fail(".*", "500", times=1000)
+    assert download(repo, ["config.json"], hub_module.WEIGHTS) == folder
+
+
+def test_an_unreachable_hub_is_one_line_that_names_the_way_out(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "rewarm", "train", "scale=paper", "device=cpu", f"run_dir={tmp_path / 'run'}"],
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT / "src"),
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_HOME": str(tmp_path / "home"),
+            "REWARM_CACHE": str(tmp_path / "cache"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("rewarm: init=EleutherAI/pythia-410m@step143000: http://127.0.0.1:9 cannot be reached")
+    assert "scale=local" in line
+    assert str(tmp_path / "home") in line
