@@ -15,7 +15,7 @@ from typing import cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -186,6 +186,8 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
             TASKS[verb]()
     except RewarmError:
         raise
+    except HydraException as error:  # before OSError, which one of them is as well
+        raise _explain(error) from error
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another run_dir") from error
     except Exception as error:

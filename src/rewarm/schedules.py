@@ -151,7 +151,7 @@ DECAY_SHAPES = ("linear", "cosine", "1-sqrt")
 def lr_curve(spec: ScheduleSpec, steps: NDArray[np.int64] | Curve) -> Curve:
     """Return the learning rate of each of `steps`, in float64, of the same shape as `steps`."""
     t = np.asarray(steps, dtype=np.float64)
-    curve = SCHEDULES[spec.name](spec, t)
+    curve: Curve = SCHEDULES[spec.name](spec, t)
     if spec.warmup_steps > 0:
         curve = np.where(t <= spec.warmup_steps, spec.max_lr * t / spec.warmup_steps, curve)
     if spec.earlier is not None:
