@@ -88,7 +88,8 @@ def _cosine(s: ScheduleSpec, t: Curve) -> Curve:
 
 def _cosine_neox(s: ScheduleSpec, t: Curve) -> Curve:
     since_warmup = np.clip(np.minimum(t, s.total_steps - s.warmup_steps) - s.warmup_steps, 0.0, None)
-    return np.maximum(s.min_lr, s.max_lr * _decay("cosine", since_warmup / s.total_steps))
+    curve: Curve = np.maximum(s.min_lr, s.max_lr * _decay("cosine", since_warmup / s.total_steps))
+    return curve
 
 
 def _wsd(s: ScheduleSpec, t: Curve) -> Curve:
@@ -99,7 +100,8 @@ def _wsd(s: ScheduleSpec, t: Curve) -> Curve:
 def _inverse_sqrt(s: ScheduleSpec, t: Curve) -> Curve:
     timescale = max(1, round(s.timescale * s.total_steps))
     since_warmup = np.clip(np.minimum(t, s.total_steps) - s.warmup_steps, 0.0, None)
-    return np.maximum(s.min_lr, s.max_lr / np.sqrt(1.0 + since_warmup / timescale))
+    curve: Curve = np.maximum(s.min_lr, s.max_lr / np.sqrt(1.0 + since_warmup / timescale))
+    return curve
 
 
 def _infinite(s: ScheduleSpec, t: Curve, cooled: Callable[[Curve], Curve]) -> Curve:
