@@ -225,6 +225,11 @@ def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _keys(child, f"{prefix}{key}.")
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, or its name where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _explain(error: Exception) -> UserError:
     """Return the one line that tells a user what Hydra or OmegaConf found wrong."""
     text = str(error)
@@ -235,7 +240,7 @@ def _explain(error: Exception) -> UserError:
             known = re.findall(r"^\t(\S+)$", text.split("Config search path", maxsplit=1)[0], re.MULTILINE)
             return choice(found["group"], found["name"], known)
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override}: cannot be read as key=value ({text.splitlines()[0]})")
+        return UserError(f"{error.override}: cannot be read as key=value ({first_line(error)})")
     missing = re.search(r"Could not (?:override|append|delete)[^']*'\+?([^'=]+)", text)
     if missing and not str(cause).startswith("Value"):
         key = missing[1].split("@")[0]
@@ -244,7 +249,7 @@ def _explain(error: Exception) -> UserError:
     where = full_key[1] if full_key else ""
     if isinstance(cause, MissingMandatoryValue):
         return UserError(f"{where}: needs a value; give {where}=…")
-    given = re.search(r"(?:merging override|parsing override) '?(.+?)'?$", text.splitlines()[0])
+    given = re.search(r"(?:merging override|parsing override) '?(.+?)'?$", first_line(error))
     what = given[1] if given else where
-    reason = str(cause).splitlines()[0]
-    return UserError(f"{what}: {reason}" if what else reason)
+    reason = first_line(cause)
+    return UserError(f"{what or ' '.join(sys.argv[1:])}: {reason}")

@@ -537,6 +537,8 @@ def from_hydra(cfg: DictConfig) -> Config:
     except InterpolationToMissingValueError as error:  # what was asked for follows another value, which is missing
         key = str(error).splitlines()[0].split()[-1]
         raise UserError(f"{key}: needs a value; give {key}=…") from error
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to another type
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(result, Config)
     for key in _missing(result):
         raise UserError(f"{key}: needs a value; give {key}=…")

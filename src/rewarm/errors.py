@@ -7,9 +7,12 @@ from collections.abc import Iterable
 
 
 class RewarmError(Exception):
-    """An error whose message is meant for the user as it stands; `exit_code` is the process's."""
+    """An error whose message is meant for the user as it stands, in one line; `exit_code` is the process's."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class UserError(RewarmError):

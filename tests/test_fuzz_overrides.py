@@ -1,0 +1,102 @@
+"""Whatever stands on the command line gives a valid plan or one clear line and exit code 2; never a traceback."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from rewarm import app
+from rewarm.config import Config
+from rewarm.errors import UserError
+from rewarm.plan import Plan, make_plan
+
+STRINGS = 520
+VALUES = (
+    *("0", "1", "-1", "0.5", "1e-3", "1e308", "1e999", "nan", "inf", "-inf", "1e-400", "00", "0x10", "1_000", "٣"),
+    *("true", "False", "null", "None", "~", "", "''", '""', "'", '"', "\\", "a b", "a=b", "a,b", "1,2", "[", "]"),
+    *("[]", "[1,2]", "[1,[2]]", "{}", "{a:1}", "{a:{b:2}}", "{kind:files}", "{", "}", "(", ")", "${max_lr}", "${x}"),
+    *("${oc.env:HOME}", "${oc.env:NO_SUCH}", "${times:1,2}", "${times:a}", "$", "%", "@", "!", "#", "/", "../..", "~"),
+    *("50M", "1.5B", "2e9", "12q", "M", "1e-9T", "cosine", "wsd", "scratch", "builtin@9", "run@-1", "cpu", "fp8"),
+    *("range(1,3)", "choice(a,b)", "interval(0,1)", "glob(*)", "sort(3,1)", "int(x)", "float(3)", "x" * 300, "☃", "\x00"),
+)  # fmt: skip
+
+
+def _keys(group: type, prefix: str = "") -> list[str]:
+    found = []
+    for f in fields(group):
+        found.append(prefix + f.name)
+        default = f.default_factory() if callable(f.default_factory) else None  # type: ignore[misc]
+        if is_dataclass(default):
+            found += _keys(type(default), f"{prefix}{f.name}.")
+    return found
+
+
+KEYS = (*_keys(Config), "scale", "hydra.job.chdir", "hydra.sweep.dir", "schedule@x", "data/x", "experiment", "nope")
+SPECIAL = ("", "=", "==", "=1", "x", "-", "--", "---x", "-z", "--nope=1", "~max_lr", "~nope", "~", "+", "++", "+=1", "++x=1")
+
+
+def _string(rng: random.Random) -> str:
+    kind = rng.random()
+    if kind < 0.05:
+        return rng.choice(SPECIAL)
+    if kind < 0.12:
+        return "".join(rng.choice(string.printable) for _ in range(rng.randrange(1, 25)))
+    key = rng.choice(KEYS)
+    if rng.random() < 0.08:
+        position = rng.randrange(len(key))
+        key = key[:position] + rng.choice(string.ascii_letters + ".") + key[position + 1 :]
+    if rng.random() < 0.08:
+        key = rng.choice(("+", "++", "~", "@", ".", " ")) + key
+    return f"{key}={rng.choice(VALUES)}"
+
+
+@pytest.fixture
+def plan_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """Return a function from arguments to the plan of `rewarm train` with them, by the command's own way."""
+
+    def build(*arguments: str) -> Plan:
+        plans: list[Plan] = []
+        monkeypatch.setitem(app.TASKS, "train", app._app(lambda cfg: plans.append(make_plan(app._config_of(cfg)))))
+        monkeypatch.setattr("sys.argv", ["rewarm"])
+        GlobalHydra.instance().clear()
+        app.run_verb("train", ("--run", *arguments))  # saves Hydra the time of composing twice
+        return plans[0]
+
+    return build
+
+
+def test_random_overrides_give_a_plan_or_one_line(
+    plan_of: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(0)
+    outcomes: Counter[str] = Counter()
+    for _ in range(STRINGS):
+        override = _string(rng)
+        try:
+            plan = plan_of("run_dir=unused", override)
+        except UserError as error:
+            line = str(error)
+            key = " ".join(override.splitlines()).split("=")[0].lstrip("+~").split("@")[0]
+            assert error.exit_code == 2
+            assert key in line, (override, line)
+            assert "\n" not in line, (override, line)
+            outcomes["refused"] += 1
+        except SystemExit as leaving:
+            line = capsys.readouterr().err
+            assert leaving.code == 2, (override, line)
+            assert line.startswith("rewarm: "), (override, line)
+            assert line.count("\n") == 1, (override, line)
+            outcomes["refused"] += 1
+        else:
+            assert plan.steps >= 1
+            assert plan.schedule.total_steps >= 1
+            outcomes["planned"] += 1
+        assert "Traceback" not in capsys.readouterr().err, override
+    assert outcomes["refused"] > 250
+    assert outcomes["planned"] > 25
