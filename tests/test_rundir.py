@@ -48,9 +48,8 @@ def test_a_resumed_run_has_each_step_once_even_in_the_file(folder: RunFolder) ->
 
 
 def test_the_lock_names_its_owner_and_ends_with_it(folder: RunFolder) -> None:
-    with folder.lock():
-        with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "), folder.lock():
-            pass
+    with folder.lock(), pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "), folder.lock():
+        pass
     with folder.lock():
         pass
 
@@ -80,7 +79,9 @@ def test_nothing_of_a_run_is_writable_for_all(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("REWARM_CACHE", str(tmp_path / "cache"))
     previous = os.umask(0)
     try:
-        done = rewarm("train", "init=scratch", "tracker=none", "data.upstream=/no/such", f"run_dir={tmp_path / 'run'}")
+        done = rewarm(
+            "train", "init=scratch", "tracker=none", "data.upstream=/no/such", f"run_dir={tmp_path / 'run'}"
+        )
     finally:
         os.umask(previous)
     assert done.returncode in (1, 2)

@@ -55,9 +55,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
             thread.join()
 
 
-def use(
-    monkeypatch: pytest.MonkeyPatch, release: threading.Event, where: str = "", kind: str = ""
-) -> list[Any]:
+def use(monkeypatch: pytest.MonkeyPatch, release: threading.Event, where: str = "", kind: str = "") -> list[Any]:
     taken: list[Any] = []
     monkeypatch.setitem(tracking.TRACKERS, "wandb", lambda _config, _folder: Faulty(where, kind, taken, release))
     return taken

@@ -22,7 +22,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from rewarm import sweeps
 from rewarm.config import Config, check, conf_dir, from_dict, from_hydra, schema
-from rewarm.errors import RewarmError, UserError, choice, nearest
+from rewarm.errors import PreemptedError, RewarmError, UserError, choice, nearest
 from rewarm.rundir import RunFolder
 
 FLAGS = (  # those of Hydra's own parser
@@ -125,7 +125,7 @@ def _in_sweep(task: Callable[[DictConfig], object], cfg: DictConfig, name: str) 
         return task(cfg)
     except RewarmError as error:
         sys.stderr.write(f"rewarm: {name}: {error}\n")
-        if error.exit_code > 128:
+        if isinstance(error, PreemptedError):
             sweeps.stop_after(error)
         raise
     except Exception as error:

@@ -37,13 +37,13 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._join()
+        self.wait()
         if error is None:
             self.check()
 
     def save(self, state: TrainState) -> None:
         """Save `state` as it is now; it may change as soon as this returns."""
-        self._join()
+        self.wait()
         self.check()
         self._snapshot = take_snapshot(state, self._snapshot)
         copied = torch.cuda.Event() if state.sums.is_cuda else None  # type: ignore[no-untyped-call]
@@ -62,7 +62,7 @@ class Saver:
             self._error = error
         self._measured = time.monotonic() - start
 
-    def _join(self) -> None:
+    def wait(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
