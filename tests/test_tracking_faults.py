@@ -16,7 +16,8 @@ import pytest
 from rewarm import tracking
 from rewarm.config import Config
 from rewarm.tracking import Trackers
-from tests.conftest import SMALL, rewarm
+from tests.conftest import rewarm
+from tests.training.killing import TINY
 
 Small = Callable[..., Config]
 
@@ -101,11 +102,11 @@ def test_a_server_that_never_answers_does_not_keep_the_command_from_ending(
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.delenv("WANDB_MODE", raising=False)
         done = rewarm(
-            *("train", *SMALL, "init=scratch", "budget=640", "tracker=wandb", "tracker.patience=0.5"),
+            *("train", *TINY, "budget=384", "tracker=wandb", "tracker.patience=0.5"),
             f"run_dir={tmp_path / 'run'}",
             cwd=tmp_path,
         )
     assert done.returncode == 0, done.stderr
     assert "tracker wandb: does not end; left behind after 0.5 s" in done.stderr
-    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 5
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
     assert os.environ["WANDB_API_KEY"] not in (tmp_path / "run/manifest.json").read_text()

@@ -63,6 +63,7 @@ class Saver:
         self._measured = time.monotonic() - start
 
     def wait(self) -> None:
+        """Wait until what was saved is written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
