@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rewarm.config import Config, from_hydra, schema
@@ -66,7 +66,7 @@ def read_config(folder: RunFolder) -> Config:
         for key, default in _defaults().items()
     }
     try:
-        return from_hydra(OmegaConf.merge(schema(), {**given, **values}))  # type: ignore[arg-type]
+        return from_hydra(DictConfig(OmegaConf.merge(schema(), OmegaConf.create(given | values))))
     except (OmegaConfBaseException, UserError) as error:
         raise DataError(f"{folder.path / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]})") from error
 
