@@ -57,9 +57,8 @@ def main() -> int:
         for e in errors:
             warmup = "" if e.warmup is None else f"  in warm-up {e.warmup:.2%}"
             beyond = f"  extrapolated: {'; '.join(e.beyond)}" if e.beyond else ""
-            print(
-                f"  {e.run:<32}{e.side:<12}final {e.final:+.2%}  curve {e.curve:.2%}{warmup}  naive final {e.naive:+.2%}{beyond}"
-            )
+            final = f"final {e.final:+.2%} (naive {e.naive:+.2%})"
+            print(f"  {e.run:<32}{e.side:<12}{final}  curve {e.curve:.2%}{warmup}{beyond}")
     return 0 if met[given.law] else 1
 
 

@@ -80,7 +80,7 @@ def _held_out_cautions(name: str, side: SideFit) -> list[str]:
         )
     warmups = [e.warmup for e in side.held_out if e.warmup is not None]
     after = [e.curve for e in side.held_out if e.curve is not None]
-    if warmups and after and np.mean(warmups) > max(2 * np.mean(after), 0.01):
+    if warmups and after and float(np.mean(warmups)) > max(2 * float(np.mean(after)), 0.01):
         found.append(
             f"{name}: during warm-up held-out losses are missed by {np.mean(warmups):.1%}, after it by "
             f"{np.mean(after):.1%}; try law=auto"
