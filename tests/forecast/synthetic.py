@@ -34,14 +34,16 @@ def trajectory(
 UNITS: Units = units_of([trajectory("constant", 6e-4)], paces=PACES)
 
 
-def losses(law: str, of: Trajectory, side: str, steps: np.ndarray, replay_term: str | None = None) -> np.ndarray:
+def losses(
+    law: str, of: Trajectory, side: str, steps: np.ndarray, replay_term: str | None = None, units: Units = UNITS
+) -> np.ndarray:
     """Return the losses that the true law gives after each of `steps`."""
-    points = features(of, steps, UNITS)
+    points = features(of, steps, units)
     form = form_of(law, points, None)
     if replay_term and law.startswith("cpt"):
         form = type(form)(law, form.history_known, form.histories_differ, replay_term)
     values = TRUTH[side] | TRUTH["shapes"]
-    return form.bind(points, UNITS).loss(values)[0]
+    return form.bind(points, units).loss(values)[0]
 
 
 def curve(

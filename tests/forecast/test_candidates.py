@@ -73,7 +73,7 @@ def test_an_unfinished_run_covers_only_what_it_has_measured() -> None:
 
 
 def test_a_shape_that_no_schedule_reads_is_refused() -> None:
-    with pytest.raises(UserError, match="schedule.decay_fraction=0.3: has no effect with schedule=cosine"):
+    with pytest.raises(UserError, match=r"schedule\.decay_fraction=0.3: has no effect with schedule=cosine"):
         _asked(schedule=("cosine",), shape={"decay_fraction": "0.3"})
 
 

@@ -22,7 +22,8 @@ def test_scratch_has_nothing_behind_it(small: Small, tmp_path: Path) -> None:
 
 def test_the_built_in_checkpoints_have_their_pre_training(small: Small, tmp_path: Path) -> None:
     last, early = (pretraining_of(small(f"init={init}"), tmp_path) for init in ("builtin", "builtin@step1000"))
-    assert last is not None and early is not None
+    assert last is not None
+    assert early is not None
     assert len(last.stretches[0][0]) == BUILTIN.steps
     assert last.final_lr == pytest.approx(1e-4)
     assert early.stretches[0][0] == pytest.approx(last.stretches[0][0][:1000])

@@ -4,7 +4,7 @@ import pytest
 from rewarm.errors import UserError
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import units_of
-from rewarm.forecast.holdout import Errors, hold_out, inside, mae, pick, r2, splits
+from rewarm.forecast.holdout import Errors, hold_out, inside, mae, naive, pick, r2, splits
 from tests.forecast.synthetic import arms, curve, trajectory
 
 
@@ -62,3 +62,10 @@ def test_arms_at_the_edge_are_marked_and_do_not_count_as_inside() -> None:
     assert {e.run for e in inside(found)} == {"low", "wsd"}
     assert inside([e for e in found if e.beyond])
     assert max(abs(e.final) for e in inside(found)) < 0.01
+
+
+def test_the_naive_guess_is_the_final_loss_of_the_run_with_the_nearest_max_lr() -> None:
+    near, far = curve("near", trajectory("wsd", 4e-4)), curve("far", trajectory("cosine", 5e-5))
+    asked = curve("asked", trajectory("cosine", 3e-4))
+    wanted = near.losses["upstream"][1][-1] / asked.losses["upstream"][1][-1] - 1
+    assert naive(asked, [far, near], "upstream") == pytest.approx(wanted)

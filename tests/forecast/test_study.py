@@ -43,7 +43,7 @@ def test_the_recommended_training_is_nearly_the_best_by_the_true_law(whole: Stud
         end = np.array([candidate.steps])
         return sum(float(losses("cpt", candidate.trajectory, side, end)[0]) for side in ("upstream", "downstream"))
 
-    assert true(advice.chosen) <= min(true(o) for o in found) + 0.03
+    assert true(advice.chosen) <= 1.01 * min(true(o) for o in found)
 
 
 def test_a_share_of_the_loss_may_bound_forgetting(whole: Study) -> None:
@@ -96,11 +96,12 @@ def test_a_sound_study_has_no_faults_and_names_what_it_cannot_know(whole: Study)
 
 def test_noise_is_not_taken_for_a_law() -> None:
     rng = np.random.default_rng(0)
-    curves = [
-        Curve(c.name, c.arm, c.trajectory, {"upstream": (c.losses["upstream"][0], 3 + rng.random(len(c.losses["upstream"][0])))}, 2000)
-        for c in arms()
-    ]  # fmt: skip
-    found = judge(study(curves, Options(paths=(), bootstrap=0)))
+
+    def noisy(c: Curve) -> Curve:
+        steps, _ = c.losses["upstream"]
+        return Curve(c.name, c.arm, c.trajectory, {"upstream": (steps, 3 + rng.random(len(steps)))}, 2000)
+
+    found = judge(study([noisy(c) for c in arms()], Options(paths=(), bootstrap=0)))
     assert any("explains only" in fault for fault in found.faults)
 
 
@@ -128,26 +129,25 @@ def test_named_runs_are_predicted_and_never_fitted() -> None:
 
 
 def test_the_law_is_chosen_by_its_hold_out_error() -> None:
-    result = study(arms("cpt", noise=0.001), Options(paths=(), bootstrap=0, law="auto"))
+    result = study(arms("cpt", noise=0.001), Options(paths=(), bootstrap=0, law="auto", holdout=("wsd", "low")))
     assert result.law.startswith("cpt")
     assert result.tried[result.law] == min(result.tried.values())
     assert len(result.tried) == 5
 
 
-@pytest.mark.parametrize("true_term", ["power", "hyperbolic"])
-def test_replay_is_an_input_and_its_term_is_chosen_by_hold_out(true_term: str) -> None:
-    shares = {"r1": 0.01, "r5": 0.05, "r25": 0.25, "r50": 0.5}
+def test_replay_is_an_input_and_its_term_is_chosen_by_hold_out() -> None:
+    """With the true rho of 0.05 a hundredth of replay already helps much: no power of 1 - r follows that."""
+    shares = {"r1": 0.01, "r5": 0.05, "r50": 0.5}
     runs = arms(noise=0.001) + [
-        curve(name, trajectory("cosine", 4e-4, replay=share), noise=0.001, replay_term=true_term)
+        curve(name, trajectory("cosine", 4e-4, replay=share), noise=0.001, replay_term="hyperbolic")
         for name, share in shares.items()
     ]
-    result = study(runs, Options(paths=(), bootstrap=0))
+    result = study(runs, Options(paths=(), bootstrap=0, holdout=("r5",)))
     assert len(result.tried) == 2
-    if true_term == "hyperbolic":  # rho 0.05: a power cannot follow it
-        assert result.replay_term == "hyperbolic"
+    assert result.replay_term == "hyperbolic"
     of = trajectory("wsd", 3e-4, replay=0.1)
     for side, fitted in result.sides.items():
-        wanted = losses("cpt", of, side, np.array([2000]), replay_term=true_term)
+        wanted = losses("cpt", of, side, np.array([2000]), replay_term="hyperbolic")
         assert fitted.predict(of, np.array([2000])).loss == pytest.approx(wanted, rel=0.01)
 
 

@@ -17,8 +17,12 @@ HUBER = 1e-3
 """Log-loss error from which on it counts linearly, as in the papers."""
 SCREENED = 160
 """Random shapes that are tried with their best coefficients."""
-POLISHED = 5
-"""The best of them from which the full fit starts."""
+POLISHED = 6
+"""The best of them that are followed for a while."""
+WHILE = 25
+"""Evaluations for which they are; the best one then is followed to its end."""
+TO_THE_END = 250
+"""Most evaluations of that."""
 POINTS = 120
 """Most points of one curve that a fit looks at."""
 TETHER = 0.02
@@ -168,13 +172,20 @@ class _Problem:
         size = np.abs(self.residuals(theta))
         return float(np.where(size <= 1, 0.5 * size**2, size - 0.5).sum())
 
-    def polish(self, theta: Array) -> tuple[Array, float, Array]:
-        """Return the parameters of the minimum that `theta` leads to, its cost, and the Jacobian there."""
+    def polish(self, theta: Array, evaluations: int) -> tuple[Array, float, Array]:
+        """Return where `theta` leads to in so many evaluations, the cost, and the Jacobian there."""
         low, high = self.box
         margin = 1e-9 * np.maximum(1.0, np.abs(theta))
         inside = np.clip(theta, np.where(np.isfinite(low), low + margin, low), high - margin)
         found = least_squares(
-            self.residuals, inside, self.jacobian, bounds=(low, high), loss="huber", x_scale="jac", max_nfev=200
+            self.residuals,
+            inside,
+            self.jacobian,
+            bounds=(low, high),
+            loss="huber",
+            x_scale="jac",
+            max_nfev=evaluations,
+            ftol=1e-6,
         )
         return found.x, float(found.cost), np.asarray(found.jac)
 
@@ -198,10 +209,9 @@ def fit(
     if start is None:
         low, high = problem.log_bounds.T
         tried = [problem.start(rng.uniform(low, high)) for _ in range(SCREENED)]
-        starts = sorted(tried, key=problem.cost)[:POLISHED]
-    else:
-        starts = [start]
-    theta, cost, jacobian = min((problem.polish(s) for s in starts), key=lambda found: found[1])
+        followed = [problem.polish(s, WHILE) for s in sorted(tried, key=problem.cost)[:POLISHED]]
+        start = min(followed, key=lambda found: found[1])[0]
+    theta, cost, jacobian = problem.polish(start, TO_THE_END)
     lengths = np.linalg.norm(jacobian, axis=0)
     condition = float(np.linalg.cond(jacobian / np.where(lengths > 0, lengths, 1.0)))
     return Fit(form, units, law.terms, theta, cost, condition)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rewarm.config import Config, from_hydra, schema
@@ -46,10 +48,25 @@ class Pretraining:
         return float(self.stretches[-1][0][-1]) if self.stretches else None
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    from rewarm.app import compose_config
+
+    return asdict(compose_config())
+
+
 def read_config(folder: RunFolder) -> Config:
-    """Return the config of a run. Raises `DataError` where this version cannot read it."""
+    """Return the config of a run. Raises `DataError` where this version cannot read it.
+
+    Keys that came after the run, in a version of its own, have their default.
+    """
+    given = folder.read_config()
+    values = {
+        key: {**default, **given.get(key, {})} if isinstance(default, dict) else given.get(key, default)
+        for key, default in _defaults().items()
+    }
     try:
-        return from_hydra(OmegaConf.merge(schema(), folder.read_config()))  # type: ignore[arg-type]
+        return from_hydra(DictConfig(OmegaConf.merge(schema(), OmegaConf.create(given | values))))
     except (OmegaConfBaseException, UserError) as error:
         raise DataError(f"{folder.path / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]})") from error
 

@@ -29,6 +29,8 @@ class Errors:
     warmup_steps: int
     beyond: tuple[str, ...] = ()
     """In what the run lies outside those that were fitted."""
+    naive: float | None = None
+    """Error of the final loss if it were that of the fitted run with the nearest max LR, at the same tokens."""
 
     @property
     def relative(self) -> Array:
@@ -68,6 +70,19 @@ def inside(errors: Sequence[Errors]) -> list[Errors]:
     The arm with the highest LR, held out, is an extrapolation: no measure of what lies between the arms.
     """
     return [e for e in errors if not e.beyond] or list(errors)
+
+
+def naive(curve: Curve, fitted: Sequence[Curve], side: str) -> float:
+    """Return the error of taking a run's final loss from the fitted run with the nearest max LR, without any law."""
+
+    def distance(other: Curve) -> float:
+        return abs(float(np.log(other.trajectory.lr.max() / curve.trajectory.lr.max())))
+
+    nearest = min(fitted, key=distance)
+    steps, losses = nearest.losses[side]
+    tokens = curve.losses[side][0][-1] * curve.trajectory.tokens_per_step
+    guess = np.interp(tokens, steps * nearest.trajectory.tokens_per_step, losses)
+    return float(guess / curve.losses[side][1][-1] - 1)
 
 
 def r2(errors: Sequence[Errors]) -> float:
@@ -125,5 +140,5 @@ def hold_out(
             for curve in held:
                 t = curve.trajectory
                 beyond = seen.beyond(float(t.lr.max()), curve.last_step * t.tokens_per_step, t.replay)
-                found.append(replace(errors_of(best, curve, side), beyond=beyond))
+                found.append(replace(errors_of(best, curve, side), beyond=beyond, naive=naive(curve, rest, side)))
     return found

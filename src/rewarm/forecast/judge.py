@@ -56,39 +56,62 @@ def unidentified(side: SideFit, tokens_per_step: float) -> list[str]:
     return [name for name in intervals or values if name in found]
 
 
+def _held_out_faults(name: str, side: SideFit) -> list[str]:
+    judged = inside(side.held_out)
+    final = float(np.mean([abs(e.final) for e in judged]))
+    curve = float(np.mean([e.curve for e in judged if e.curve is not None] or [0.0]))
+    found = []
+    if final > POOR_FINAL:
+        found.append(f"{name}: final losses of held-out runs are missed by {final:.1%} on average")
+    if curve > POOR_CURVE:
+        found.append(f"{name}: curves of held-out runs are missed by {curve:.1%} on average")
+    return found
+
+
+def _held_out_cautions(name: str, side: SideFit) -> list[str]:
+    judged = inside(side.held_out)
+    found = []
+    final = float(np.mean([abs(e.final) for e in judged]))
+    guessed = float(np.mean([abs(e.naive) for e in judged if e.naive is not None] or [np.inf]))
+    if final >= guessed:
+        found.append(
+            f"{name}: held-out final losses are missed by {final:.2%}; taking them from the run with the nearest max "
+            f"LR, without any law, by {guessed:.2%}"
+        )
+    warmups = [e.warmup for e in side.held_out if e.warmup is not None]
+    after = [e.curve for e in side.held_out if e.curve is not None]
+    if warmups and after and float(np.mean(warmups)) > max(2 * float(np.mean(after)), 0.01):
+        found.append(
+            f"{name}: during warm-up held-out losses are missed by {np.mean(warmups):.1%}, after it by "
+            f"{np.mean(after):.1%}; try law=auto"
+        )
+    return found
+
+
+def _fit_faults(name: str, side: SideFit) -> list[str]:
+    found = []
+    explained = r2(side.in_sample)
+    if explained < POOR_R2:
+        found.append(f"{name}: the law explains only {max(explained, 0):.0%} of the variance of its own runs")
+    points, parameters = sum(len(e.steps) for e in side.in_sample), len(side.fit.theta)
+    if points < 3 * parameters:
+        found.append(f"{name}: {points} measured losses for {parameters} parameters")
+    return found
+
+
 def judge(study: Study) -> Judgement:
     """Return what speaks against the study's numbers."""
     faults, cautions = [], []
     for name, side in study.sides.items():
-        explained = r2(side.in_sample)
-        if explained < POOR_R2:
-            faults.append(f"{name}: the law explains only {max(explained, 0):.0%} of the variance of its own runs")
-        if not side.held_out:
-            continue
-        judged = inside(side.held_out)
-        final = float(np.mean([abs(e.final) for e in judged]))
-        curve = float(np.mean([e.curve for e in judged if e.curve is not None] or [0.0]))
-        if final > POOR_FINAL:
-            faults.append(f"{name}: final losses of held-out runs are missed by {final:.1%} on average")
-        if curve > POOR_CURVE:
-            faults.append(f"{name}: curves of held-out runs are missed by {curve:.1%} on average")
-    if not study.held_out:
-        faults.append("nothing could be held out: one arm alone says nothing about schedules that it did not run")
-    for name, side in study.sides.items():
-        points = sum(len(e.steps) for e in side.in_sample)
-        parameters = len(side.fit.theta)
-        if points < 3 * parameters:
-            faults.append(f"{name}: {points} measured losses for {parameters} parameters")
+        faults += _fit_faults(name, side)
         loose = unidentified(side, study.tokens_per_step)
         if loose:
             cautions.append(f"{name}: the runs do not identify {', '.join(loose)}; read nothing into these values")
-        warmups = [e.warmup for e in side.held_out if e.warmup is not None]
-        after = [e.curve for e in side.held_out if e.curve is not None]
-        if warmups and after and np.mean(warmups) > 2 * np.mean(after) and np.mean(warmups) > 0.01:
-            cautions.append(
-                f"{name}: during warm-up held-out losses are missed by {np.mean(warmups):.1%}, after it by "
-                f"{np.mean(after):.1%}; try law=auto"
-            )
+        if side.held_out:
+            faults += _held_out_faults(name, side)
+            cautions += _held_out_cautions(name, side)
+    if not study.held_out:
+        faults.append("nothing could be held out: one arm alone says nothing about schedules that it did not run")
     sizes = {curve.trajectory.tokens_per_step for curve in study.curves}
     if max(sizes) > 1.01 * min(sizes):
         cautions.append(

@@ -88,6 +88,7 @@ def _holdout_text(study: Study) -> str:
             f"{e.measured[-1]:.4f}",
             f"{e.predicted[-1]:.4f}",
             f"{100 * e.final:+.2f} %",
+            "" if e.naive is None else f"{100 * e.naive:+.2f} %",
             _percent(e.curve),
             _percent(e.warmup),
             "extrapolated" if e.beyond else "",
@@ -96,7 +97,7 @@ def _holdout_text(study: Study) -> str:
     ]
     if not rows:
         return ""
-    header = ("held out", "set", "final", "predicted", "error", "curve error", "in warm-up", "")
+    header = ("held out", "set", "final", "predicted", "error", "nearest run", "curve error", "in warm-up", "")
     return table(header, rows)
 
 
@@ -190,6 +191,7 @@ def _errors_json(e: Errors) -> dict[str, Any]:
         "final": float(e.measured[-1]),
         "predicted": float(e.predicted[-1]),
         "error": e.final,
+        "naive_error": e.naive,
         "curve_error": e.curve,
         "warmup_error": e.warmup,
         "beyond": list(e.beyond),
