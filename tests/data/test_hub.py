@@ -81,6 +81,16 @@ def test_a_listing_is_pinned_and_needs_no_network_again(hub: Hub) -> None:
     assert first.commit in {pin["commit"] for pin in pins}
 
 
+@pytest.mark.parametrize("how", ["500", "429", "reset"])
+def test_a_hub_that_fails_while_a_dataset_is_listed_is_asked_again(hub: Hub, how: str) -> None:
+    hub.add("dataset", f"owner/listed-{how}", {"main": {"train.jsonl": jsonl(pile("listed", 5))}})
+    hub.fail("/revision/main$", how)
+    hub.fail("/paths-info/", how)
+    listing = list_split(Repo("data.upstream.id", f"owner/listed-{how}", "main", "dataset"), None, "train")
+    assert [path for path, _ in listing.files] == ["train.jsonl"]
+    assert all(fault.times == 0 for fault in hub.faults)
+
+
 @pytest.mark.parametrize("how", ["500", "429", "reset", "cut"])
 @pytest.mark.parametrize("side", ["upstream", "downstream"])
 def test_a_hub_that_fails_in_the_middle_of_a_shard_is_asked_again(

@@ -100,6 +100,19 @@ def test_fields_are_named_by_the_config(tmp_path: Path, whole: dict[str, Any]) -
     assert texts_of(stream(path, **whole | {"text_field": "content.body"})) == ["deep text"]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_token_ids_are_read_in_the_place_of_text(tmp_path: Path, suffix: str, whole: dict[str, Any]) -> None:
+    rows: list[Record] = [{"input_ids": list(range(number, number + 5)), "text": "unread"} for number in range(40)]
+    path = tmp_path / f"tokens{suffix}"
+    path.write_bytes(WRITERS[suffix](rows))
+    found = read(stream(path, **whole | {"tokens_field": "input_ids"}))
+    assert [document.ids.tolist() for document, _ in found if document.ids is not None] == [
+        row["input_ids"] for row in rows
+    ]
+    with pytest.raises(DataError, match="field 'text' holds <U6 in 0 dimensions, not token ids"):
+        read(stream(path, **whole | {"tokens_field": "text"}))
+
+
 BAD_LINES = {
     "malformed JSON": b'{"text": "no end\n',
     "invalid UTF-8": b'{"text": "\xff\xfe"}\n',

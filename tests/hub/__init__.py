@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fault(self, path: str) -> Fault | None:
         for fault in self.server.faults:
-            if fault.times > 0 and re.search(fault.pattern, path) and self.command == "GET":
+            if fault.times > 0 and re.search(fault.pattern, path) and self.command != "HEAD":
                 fault.times -= 1
                 return fault
         return None

@@ -20,7 +20,7 @@ from rewarm.data.documents import Cursor, Document
 from rewarm.data.tokenizers import Tokenizer
 from rewarm.errors import DataError
 
-BATCH_CHARACTERS = 1_000_000
+BATCH_CHARACTERS = 250_000
 Ids = NDArray[np.uint32]
 Rows = list[Ids]
 

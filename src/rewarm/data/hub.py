@@ -12,17 +12,18 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from rewarm.cache import cache_dir, make_dir, write_json
 from rewarm.data.shards import FORMATS, format_of
 from rewarm.errors import DataError, RewarmError, UserError, choice
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 START_PATIENCE = 8.0
 """Seconds for which a hub is tried before a run says that it cannot be reached."""
@@ -120,8 +121,8 @@ def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
     from huggingface_hub import HfApi
 
     _quiet()
-    reason: Exception | None = None
     waits = _waits(START_PATIENCE)
+    unanswered = 0
     while True:
         try:
             with _explained(repo):
@@ -131,12 +132,29 @@ def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
         except RewarmError:
             raise
         except Exception as error:  # whatever the HTTP library raises
-            reason = error
-        status = _status(reason)
+            reason, status = error, _status(error)
+        # A connection may break once; a hub that answers no second time is away.
+        unanswered += status is None
         wait = next(waits, None)
-        if wait is None or status is None or not _passing(status):
+        if wait is None or unanswered > 1 or (status is not None and not _passing(status)):
             log.warning("%s: the hub cannot be reached (%s)", repo, _line(reason))
             return None
+        time.sleep(wait)
+
+
+def _listed(repo: Repo, ask: Callable[[], T]) -> T:
+    """Return what `ask` gets from the hub, asked again while it fails. Raises `DataError` when that lasts."""
+    waits = _waits(START_PATIENCE)
+    while True:
+        try:
+            return ask()
+        except RewarmError:
+            raise
+        except Exception as error:  # whatever the HTTP library raises
+            reason = error
+        wait = next(waits, None)
+        if wait is None:
+            raise DataError(f"{repo}: could not be listed ({_line(reason)}); rerun to try again") from reason
         time.sleep(wait)
 
 
@@ -224,11 +242,12 @@ def list_split(repo: Repo, subset: str | None, split: str) -> Listing:
     info = _info(repo)
     if info is None:
         raise _unreachable(repo)
-    paths = _resolve(repo, subset, split, info.sha)
+    paths = _listed(repo, lambda: _resolve(repo, subset, split, info.sha))
     for path in paths:
         if format_of(path) is None:
             raise UserError(f"{repo}: {path} is none of {', '.join(FORMATS)}")
-    listing = Listing(info.sha, tuple(_sizes(repo, info.sha, paths)))
+    sizes = _listed(repo, lambda: _sizes(repo, info.sha, paths))
+    listing = Listing(info.sha, tuple((path, sizes[path]) for path in paths))
     write_json(pin, {"asked": asked, "commit": info.sha, "files": listing.files})
     return listing
 
@@ -244,10 +263,10 @@ def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[st
     except RuntimeError as error:
         if "scripts" in str(error):
             raise UserError(f"{repo}: needs code from the hub to be read, which rewarm does not run") from error
-        raise DataError(f"{repo}: could not be listed ({_line(error)})") from error
+        raise
     except ValueError as error:  # the one about subsets names those that there are
         raise UserError(f"{repo}: subset={subset}: {' '.join(str(error).split())}") from error
-    except (DatasetNotFoundError, OSError) as error:
+    except DatasetNotFoundError as error:
         raise DataError(f"{repo}: could not be listed ({_line(error)})") from error
     splits: Mapping[Any, Sequence[str]] = builder.config.data_files or {}
     by_name = {str(name): files for name, files in splits.items()}
@@ -257,7 +276,8 @@ def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[st
     return [str(file).removeprefix(prefix) for file in by_name[split]]
 
 
-def _sizes(repo: Repo, commit: str, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _sizes(repo: Repo, commit: str, paths: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of each file."""
     from huggingface_hub import HfApi
 
     at_once = 500
@@ -267,8 +287,7 @@ def _sizes(repo: Repo, commit: str, paths: Sequence[str]) -> Iterator[tuple[str,
             repo.id, list(paths[start : start + at_once]), repo_type=repo.type, revision=commit
         )
         sizes.update({info.path: getattr(info, "size", 0) for info in infos})
-    for path in paths:
-        yield path, sizes[path]
+    return sizes
 
 
 @dataclass(frozen=True)
