@@ -20,6 +20,7 @@ rewarm: continual pre-training of language models, to learn how to re-warm the l
   rewarm eval     [overrides]        upstream and downstream perplexity of a checkpoint
   rewarm prepare  [overrides]        tokenise ahead of training
   rewarm schedule [overrides]        draw and tabulate the learning-rate curve
+  rewarm report   RUN_OR_SWEEP...    figures, verdicts on the paper's claims, one page; --watch follows a run
   rewarm forecast RUN... [overrides] predict schedules not yet run from the loss curves of those that were
 
 Overrides are key=value. The ones most used:
@@ -29,6 +30,7 @@ Overrides are key=value. The ones most used:
 
   rewarm train schedule=cosine max_lr=6e-4        a first run: a minute, no GPU, no network
   rewarm train -m warmup=0,0.005,0.01,0.02        how long should the warm-up be?
+  rewarm train -m experiment=all seeds=3          the paper's five experiments; then: rewarm report FOLDER
   rewarm train --cfg job                          the whole config, resolved
 """
 
@@ -48,9 +50,15 @@ def _forecast(arguments: Sequence[str]) -> None:
     forecast(arguments)
 
 
+def _report(arguments: Sequence[str]) -> None:
+    from rewarm.report.command import report
+
+    report(arguments)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     name: _hydra_verb(name) for name in ("train", "eval", "prepare", "schedule")
-} | {"forecast": _forecast}
+} | {"forecast": _forecast, "report": _report}
 
 
 def _dispatch(arguments: Sequence[str]) -> None:

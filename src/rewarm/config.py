@@ -22,7 +22,7 @@ from rewarm.schedules import DECAY_SHAPES, SCHEDULES, SHAPE_PARAMETERS
 SIDES = ("upstream", "downstream")
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-TRACKERS = ("wandb",)
+TRACKERS = ("wandb", "tensorboard")
 SOURCES = ("builtin", "files", "hub")
 
 
@@ -236,7 +236,7 @@ class TrackerConfig:
     """Where metrics go beside `metrics.jsonl`."""
 
     names: list[str] = field(default_factory=list)
-    """Trackers to use: wandb."""
+    """Trackers to use: wandb, tensorboard."""
     project: str = "rewarm"
     """W&B project."""
     entity: str | None = None

@@ -42,24 +42,29 @@ def has_wandb_account() -> bool:
         return False
 
 
+def wandb_mode(mode: str) -> str:
+    """Return W&B's mode for ours: `auto` is online with an account, offline without."""
+    if mode != "auto":
+        return mode
+    return os.environ.get("WANDB_MODE") or ("online" if has_wandb_account() else "offline")
+
+
 class WandbTracker:
     """Weights & Biases, with tokens as the x axis; offline, and without a prompt, where there is no account."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         import wandb
 
-        mode = config.tracker.mode
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_account() else "offline")
+        mode = wandb_mode(config.tracker.mode)
         if mode == "offline":
             log.info("W&B: offline, into %s/wandb; `wandb sync` uploads it", folder)
         self._run = wandb.init(
             project=config.tracker.project,
             entity=config.tracker.entity,
             name=folder.name,
-            group=config.experiment.name or folder.parent.name,
+            group=folder.resolve().parent.name,  # the sweep
             job_type=config.arm.name or "run",
-            tags=config.tracker.tags,
+            tags=[*config.tracker.tags, *filter(None, [config.experiment.name, config.model.name])],
             config=asdict(config),
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
@@ -79,7 +84,28 @@ class WandbTracker:
         self._run.finish(exit_code=0 if summary else 1)
 
 
-TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {"wandb": WandbTracker}
+class TensorboardTracker:
+    """TensorBoard event files in the run folder; a step there is a number of tokens."""
+
+    def __init__(self, config: Config, folder: Path) -> None:  # noqa: ARG002 - every tracker is made alike
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RuntimeError("needs tensorboard; pip install 'rewarm[tensorboard]'") from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Log a step."""
+        for key, value in metrics.items():
+            if key != "tokens" and math.isfinite(value):
+                self._writer.add_scalar(key, value, int(metrics["tokens"]))
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:  # noqa: ARG002 - it has no place for a summary
+        """Close the files."""
+        self._writer.close()
+
+
+TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {"wandb": WandbTracker, "tensorboard": TensorboardTracker}
 
 
 class _Guarded(threading.Thread):

@@ -1,0 +1,1 @@
+"""The report: figures, verdicts and one page, from the run folders alone."""

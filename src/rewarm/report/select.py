@@ -1,0 +1,96 @@
+"""Chooses arms by what they are: re-warmed, constant, from scratch, or differing in one thing alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from rewarm.report.records import Arm, key_of
+
+
+def families(arms: Sequence[Arm], *vary: str) -> list[list[Arm]]:
+    """Return the groups of arms that differ in nothing but `vary`, the largest first."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(key_of(arm.one.recipe, *vary), []).append(arm)
+    return sorted(groups.values(), key=lambda group: (len(group), min(len(arm.runs) for arm in group)), reverse=True)
+
+
+def largest(arms: Sequence[Arm], *vary: str) -> list[Arm]:
+    """Return the largest group of arms that differ in nothing but `vary`, or none."""
+    found = families(arms, *vary)
+    return found[0] if found else []
+
+
+def start_loss(arm: Arm) -> float:
+    """Return the upstream loss that an arm started from: how converged its first checkpoint was."""
+    return fmean(arm.at("upstream", 0).values())
+
+
+def _warm(arms: Sequence[Arm], train: str = "downstream") -> list[Arm]:
+    """Return the re-warmed arms from a pretrained model, on one side's data alone."""
+    return [
+        arm
+        for arm in arms
+        if arm.one.rewarmed and arm.one.recipe["train"] == train and not is_scratch(arm) and is_pure(arm)
+    ]
+
+
+def is_pure(arm: Arm) -> bool:
+    """Return whether an arm's batches come from one side alone."""
+    return float(arm.one.recipe["replay"]) == 0
+
+
+def is_scratch(arm: Arm) -> bool:
+    """Return whether an arm starts from random weights."""
+    return bool(arm.one.recipe["init"] == "scratch")
+
+
+def _latest(arms: Sequence[Arm]) -> list[Arm]:
+    """Return the arms whose `init` is the most converged one: that with the lowest upstream loss at the start."""
+    by_init: dict[str, list[Arm]] = {}
+    for arm in arms:
+        by_init.setdefault(str(arm.one.recipe["init"]), []).append(arm)
+    return min(by_init.values(), key=lambda group: min(map(start_loss, group))) if by_init else []
+
+
+def max_lr_family(arms: Sequence[Arm], train: str = "downstream") -> list[Arm]:
+    """Return the re-warmed arms that differ in max LR alone, from the lowest to the highest."""
+    family = largest(_latest(_warm(arms, train)), "max_lr")
+    return sorted(family, key=lambda arm: float(arm.one.recipe["max_lr"]))
+
+
+def warmup_family(arms: Sequence[Arm]) -> list[Arm]:
+    """Return the re-warmed arms that differ in warm-up alone, from none to the longest."""
+    return sorted(largest(_latest(_warm(arms)), "warmup"), key=lambda arm: float(arm.one.recipe["warmup"]))
+
+
+def constant_arm(arms: Sequence[Arm], train: str = "downstream") -> Arm | None:
+    """Return the arm that stays at the LR at which pre-training ended."""
+    found = [
+        a for a in arms if a.one.constant and a.one.recipe["train"] == train and is_pure(a) and not is_scratch(a)
+    ]
+    return max(_latest(found), key=lambda arm: len(arm.runs), default=None)
+
+
+def scratch_arm(arms: Sequence[Arm]) -> Arm | None:
+    """Return the arm that starts from random weights, on downstream data alone."""
+    found = [a for a in arms if is_scratch(a) and a.one.recipe["train"] == "downstream" and is_pure(a)]
+    return max(found, key=lambda arm: len(arm.runs), default=None)
+
+
+def early_family(arms: Sequence[Arm]) -> list[Arm]:
+    """Return the re-warmed arms that differ in nothing but their checkpoint (and warm-up), the latest first."""
+    pretrained = [arm for arm in _warm(arms) if len(arm.one.loss("upstream")[0])]
+    found = [f for f in families(pretrained, "init", "warmup") if len({a.one.recipe["init"] for a in f}) > 1]
+    return sorted(found[0], key=lambda arm: (start_loss(arm), float(arm.one.recipe["warmup"]))) if found else []
+
+
+def reference_arm(family: Sequence[Arm]) -> Arm | None:
+    """Return the arm whose max LR is nearest to the peak of pre-training."""
+
+    def distance(arm: Arm) -> float:
+        return abs(math.log(float(arm.one.recipe["max_lr"]) / float(arm.one.recipe["model"]["peak_lr"])))
+
+    return min(family, key=distance, default=None)
