@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,13 +52,17 @@ def as_the_paper_found(config: Config, t: np.ndarray, lr: np.ndarray, noise: flo
     }
 
 
+@functools.cache
+def _compose(arm: str, overrides: tuple[str, ...]) -> Config:
+    return make_config("experiment=all", f"arm={arm}", "train.log_every=20", *overrides)
+
+
 def write_run(
     folder: Path, arm: str, seed: int = 0, losses: Losses = as_the_paper_found, *overrides: str, finished: bool = True
 ) -> RunFolder:
     """Write the run of an arm of `experiment=all` whose losses are `losses`, with a noise of 0.002 nats a seed."""
-    config = make_config("experiment=all", f"arm={arm}", f"seed={seed}", "train.log_every=20", *overrides)
     run = RunFolder(folder / f"{arm},seed={seed}")
-    config = replace(config, run_dir=str(run.path))
+    config = replace(_compose(arm, overrides), seed=seed, run_dir=str(run.path))
     run.create()
     run.write_config(config)
     run.write_manifest({"rewarm": "0", "init": {"asked": config.init, "folder": None}})
@@ -73,8 +79,7 @@ def write_run(
         if step == 0 or plan.evaluates(int(step)):
             row |= {f"{side}/loss": float(curve[i]) for side, curve in curves.items()}
         lines.append(row)
-    for row in lines:
-        run.append_metrics(row)
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
         run.write_summary(summarize(run.read_metrics()))
     return run

@@ -121,6 +121,19 @@ def own_label(arm: Arm) -> str:
 
 
 Label = Callable[[Arm], str]
+Style = Callable[[Sequence[Arm]], list[tuple[int, str]]]
+
+
+def _early_style(arms: Sequence[Arm]) -> list[tuple[int, str]]:
+    """Return a color for each checkpoint; arms without warm-up are dashed."""
+    inits = list(dict.fromkeys(str(arm.one.recipe["init"]) for arm in arms))
+    return [
+        (
+            inits.index(str(arm.one.recipe["init"])) % COLORS,
+            "dotted" if is_scratch(arm) else "solid" if arm.one.recipe["warmup"] else "dashed",
+        )
+        for arm in arms
+    ]
 
 
 def _style(arms: Sequence[Arm]) -> list[tuple[int, str]]:
@@ -165,11 +178,13 @@ def _in_sight(arms: Sequence[Arm], lines: Sequence[Line]) -> list[Line]:
     return [line for arm, line in zip(arms, lines, strict=True) if not is_scratch(arm)] or list(lines)
 
 
-def curve_chart(chart_id: str, title: str, caption: str, arms: Sequence[Arm], side: str, label: Label) -> Chart:
+def curve_chart(
+    chart_id: str, title: str, caption: str, arms: Sequence[Arm], side: str, label: Label, style: Style
+) -> Chart:
     """Return the chart of one side's loss against tokens, as far as all arms that have finished go."""
     finished = [arm.tokens for arm in arms if all(run.summary is not None for run in arm.runs)]
     until = min(finished, default=max(arm.tokens for arm in arms))
-    lines = [_curve_line(arm, side, label(arm), style, until) for arm, style in zip(arms, _style(arms), strict=True)]
+    lines = [_curve_line(arm, side, label(arm), style, until) for arm, style in zip(arms, style(arms), strict=True)]
     low, high = _range(
         value for line in _in_sight(arms, lines) for values in (line.low, line.high) for value in values
     )
@@ -315,11 +330,12 @@ def charts_of(arms: Sequence[Arm]) -> list[Chart]:
     drawn: set[str] = set()
 
     def curves(
-        number: str, title: str, caption: str, chosen: Sequence[Arm], sides: Sequence[str], label: Label
+        numbers: str, title: str, caption: str, chosen: Sequence[Arm], sides: Sequence[str], label: Label
     ) -> None:
         drawn.update(arm.name for arm in chosen)
-        for side, part in zip(sides, number.split(), strict=True):
-            found.append(curve_chart(f"figure-{part}", f"{title}: {side} loss", caption, chosen, side, label))
+        style = _early_style if label is early_label else _style
+        for side, part in zip(sides, numbers.split(), strict=True):
+            found.append(curve_chart(f"figure-{part}", f"{title}: {side} loss", caption, chosen, side, label, style))
 
     family = warmup_family(arms)
     if len(family) > 1:
@@ -369,8 +385,8 @@ def charts_of(arms: Sequence[Arm]) -> list[Chart]:
     if rest:
         caption = "Arms that none of the figures above shows."
         curves("arms-downstream arms-upstream", "Arms", caption, rest, ("downstream", "upstream"), own_label)
-    labels = labels_of(arms)
-    return [*found, tradeoff_chart(arms, labels), lr_chart(arms, labels)]
+    learning = [arm for arm in arms if arm.one.recipe["train"] == "downstream"] or list(arms)
+    return [*found, tradeoff_chart(learning, labels_of(learning)), lr_chart(arms, labels_of(arms))]
 
 
 PATH = (

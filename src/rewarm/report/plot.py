@@ -76,13 +76,7 @@ def _curve(figure: Figure, axes: Axes, chart: Chart) -> None:
     seeds = {line.seeds for line in chart.lines}
     if max(seeds) > 1:
         count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-        axes.set_title(
-            f"mean of {count} seeds, shaded from lowest to highest",
-            loc="right",
-            fontsize=8.5,
-            fontweight="normal",
-            color="#666666",
-        )
+        axes.set_xlabel(f"{chart.x_label}  (mean of {count} seeds, shaded from the lowest to the highest)")
     _legend(figure, axes)
 
 

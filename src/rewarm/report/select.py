@@ -81,10 +81,18 @@ def scratch_arm(arms: Sequence[Arm]) -> Arm | None:
 
 
 def early_family(arms: Sequence[Arm]) -> list[Arm]:
-    """Return the re-warmed arms that differ in nothing but their checkpoint (and warm-up), the latest first."""
-    pretrained = [arm for arm in _warm(arms) if len(arm.one.loss("upstream")[0])]
-    found = [f for f in families(pretrained, "init", "warmup") if len({a.one.recipe["init"] for a in f}) > 1]
-    return sorted(found[0], key=lambda arm: (start_loss(arm), float(arm.one.recipe["warmup"]))) if found else []
+    """Return the re-warmed arms that differ in nothing but their checkpoint (and warm-up), the latest first.
+
+    A warm-up that only one of the checkpoints has compares nothing, and is left out.
+    """
+    for family in families(_warm(arms), "init", "warmup"):
+        inits: dict[float, set[str]] = {}
+        for arm in family:
+            inits.setdefault(float(arm.one.recipe["warmup"]), set()).add(str(arm.one.recipe["init"]))
+        shared = [arm for arm in family if len(inits[float(arm.one.recipe["warmup"])]) > 1]
+        if shared:
+            return sorted(shared, key=lambda arm: (start_loss(arm), float(arm.one.recipe["warmup"])))
+    return []
 
 
 def reference_arm(family: Sequence[Arm]) -> Arm | None:
