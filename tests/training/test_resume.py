@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.conftest import ROOT
@@ -264,3 +265,9 @@ def test_optimizer_state_that_is_not_there_is_an_error(runs: Runs, tmp_path: Pat
     command = runs.start(run, None, f"init={tmp_path / 'weights'}", "init_optimizer=true")
     assert command.wait() == 2
     assert "has no optimizer state" in command.output
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_kills_change_nothing_on_a_gpu(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, "device=cuda", "precision=fp16", "scaler.growth_interval=3")
+    kill_at_random(runs, kills=4, seed=2)
