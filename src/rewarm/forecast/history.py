@@ -32,8 +32,8 @@ class Published:
 
 
 PYTHIA = Published(steps=143_000, tokens_per_step=1024 * 2048)
-BUILTIN = Published(steps=43_945, tokens_per_step=16 * 128)
-"""90M tokens, the batch of `scale=local`."""
+BUILTIN = Published(steps=4_000, tokens_per_step=32 * 128)
+"""16.4M tokens, the batch of `scale=local`."""
 
 
 @dataclass(frozen=True)
