@@ -61,12 +61,12 @@ def test_version_and_help() -> None:
 
 
 def test_schedule_tabulates_every_step_and_draws(tmp_path: Path) -> None:
-    done = rewarm("schedule", "schedule=wsd", "budget=204800", "run_dir=out", cwd=tmp_path)
+    done = rewarm("schedule", "schedule=wsd", "budget=409600", "run_dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "out" / "schedule.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 101
-    assert (rows[50]["step"], rows[50]["tokens"], float(rows[50]["lr"])) == ("50", "102400", 1e-3)
+    assert (rows[50]["step"], rows[50]["tokens"], float(rows[50]["lr"])) == ("50", "204800", 1e-3)
     assert float(rows[-1]["lr"]) == pytest.approx(1e-4)
     assert (tmp_path / "out" / "schedule.png").read_bytes().startswith(b"\x89PNG")
     assert "decay start" in done.stdout
@@ -75,7 +75,7 @@ def test_schedule_tabulates_every_step_and_draws(tmp_path: Path) -> None:
 def test_a_users_own_config_folder_adds_choices(tmp_path: Path) -> None:
     (tmp_path / "mine" / "schedule").mkdir(parents=True)
     (tmp_path / "mine" / "schedule" / "short.yaml").write_text("name: wsd\ndecay_fraction: 0.5\n")
-    done = rewarm("schedule", "--config-dir", "mine", "schedule=short", "budget=204800", "run_dir=out", cwd=tmp_path)
+    done = rewarm("schedule", "--config-dir", "mine", "schedule=short", "budget=409600", "run_dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "decay start" in done.stdout
     with (tmp_path / "out" / "schedule.csv").open() as file:

@@ -77,7 +77,7 @@ IMPOSSIBLE = {
     "device=gpu": "device=gpu: unknown choice",
     "seed=-1": "seed=-1: must not be negative",
     "train.batch_size=0": "train.batch_size=0: must be at least 1",
-    "train.micro_batch_size=3": "train.micro_batch_size=3: must divide train.batch_size=16",
+    "train.micro_batch_size=3": "train.micro_batch_size=3: must divide train.batch_size=32",
     "train.context=512": "train.context=512: is longer than the model's 256",
     "optimizer.beta2=1": "optimizer.beta2=1.0: must lie in 0..1",
     "optimizer.clip=0": "optimizer.clip=0.0: must be above 0",
@@ -107,7 +107,7 @@ def test_no_rewarm_starts_where_pretraining_ended() -> None:
 
 
 def test_a_budget_under_one_step_is_refused() -> None:
-    with pytest.raises(UserError, match="budget=100: is less than one step of 2,048 tokens"):
+    with pytest.raises(UserError, match="budget=100: is less than one step of 4,096 tokens"):
         make_plan(make_config("budget=100"))
 
 
@@ -119,7 +119,11 @@ def test_the_budget_may_stop_short_of_the_horizon_on_the_same_curve() -> None:
 
 
 def test_evaluation_is_denser_early_and_never_misses_the_turns() -> None:
-    plan = make_plan(make_config("warmup=0.013", "evaluation.every=50", "evaluation.dense_every=10"))
+    plan = make_plan(
+        make_config(
+            *("warmup=0.026", "evaluation.every=50", "evaluation.dense_every=10", "evaluation.dense_until=0.1")
+        )
+    )
     evaluated = [step for step in range(plan.steps + 1) if plan.evaluates(step)]
     assert evaluated[:5] == [0, 10, 13, 20, 30]
-    assert evaluated[-2:] == [950, 1000]
+    assert evaluated[-2:] == [450, 500]

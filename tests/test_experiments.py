@@ -160,14 +160,14 @@ def test_a_users_experiment_runs_side_by_side_and_resumes(tmp_path: Path) -> Non
     names = {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
     assert names == {"warmup=0,seed=0", "warmup=0.2,seed=0"}
     assert "next: rewarm report sweep" in first.stdout
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("metrics.jsonl")}
+    written = {path: path.read_bytes() for path in (tmp_path / "sweep").rglob("metrics.jsonl")}
     # One arm's end is taken back; the other stays done.
     (tmp_path / "sweep" / "warmup=0,seed=0" / "summary.json").unlink()
     again = rewarm(*arguments, "seeds=1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "warmup=0.2,seed=0: is finished already" in again.stderr
     assert (tmp_path / "sweep" / "warmup=0,seed=0" / "summary.json").is_file()
-    assert {path: path.stat().st_mtime_ns for path in written} == written, "nothing was trained again"
+    assert {path: path.read_bytes() for path in written} == written, "nothing was trained again"
 
 
 def test_a_failed_arm_stops_no_other_and_shows_in_the_exit_code(tmp_path: Path) -> None:

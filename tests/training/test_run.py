@@ -65,7 +65,7 @@ def test_transformers_loads_the_checkpoint_and_finds_the_logged_perplexity(finis
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert next(model.parameters()).dtype == torch.float32
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer("def f(x):")["input_ids"] == load_tokenizer("builtin").encode(["def f(x):"])[0]
+    assert tokenizer("def f(x):")["input_ids"] == list(load_tokenizer("builtin").encode(["def f(x):"])[0])
     last = RunFolder(finished).read_metrics()[-1]
     config = make_config(*OVERRIDES)
     for side, data in open_validation(config, load_tokenizer("builtin")).items():
