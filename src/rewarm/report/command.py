@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -62,10 +63,14 @@ def parse(arguments: Sequence[str]) -> Asked:
     return Asked(tuple(paths), out, watch, given.get("wandb") == "true", every)
 
 
-def forecasts_in(paths: Sequence[Path]) -> list[str]:
-    """Return what `rewarm forecast` has written beside the runs."""
-    found = [file for path in paths for file in sorted(path.glob("forecast/*.md"))]
-    return [file.read_text(encoding="utf-8") for file in found]
+def forecast_figures(folder: Path) -> list[str]:
+    """Return the figures that `rewarm forecast` has left in the report's folder, as SVG."""
+    path = folder / "forecast.json"
+    if not path.is_file():
+        return []
+    names = json.loads(path.read_text(encoding="utf-8")).get("figures", [])
+    drawn = [folder / Path(name).name for name in names if Path(name).suffix == ".svg"]
+    return [figure.read_text(encoding="utf-8") for figure in drawn if figure.is_file()]
 
 
 def verdicts_markdown(studies: Sequence[Study]) -> str:
@@ -114,7 +119,7 @@ def write_report(asked: Asked, runs: Sequence[Run], studies: Sequence[Study]) ->
     write_durably(out / "summary.md", "\n".join(f"## {s.name}\n\n{to_markdown(s.rows)}" for s in studies).encode())
     write_durably(out / "verdicts.md", verdicts_markdown(studies).encode())
     write_json(out / "verdicts.json", _verdicts_json(studies))
-    write_page(out / "index.html", studies, runs, forecasts_in(asked.paths))
+    write_page(out / "index.html", studies, runs, forecast_figures(asked.out))
     return figures
 
 
@@ -149,7 +154,7 @@ def watch(asked: Asked) -> None:
             if runs:
                 done = all(run.summary is not None for run in runs)
                 refresh = None if done else max(1, round(asked.every))
-                write_page(out / "index.html", studies_of(runs), runs, forecasts_in(asked.paths), refresh)
+                write_page(out / "index.html", studies_of(runs), runs, forecast_figures(asked.out), refresh)
                 if done:
                     return
         time.sleep(asked.every)

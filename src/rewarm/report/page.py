@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import time
@@ -112,7 +113,7 @@ def page(studies: Sequence[Study], runs: Sequence[Run], forecasts: Sequence[str]
             }
             for study in studies
         ],
-        "forecasts": list(forecasts),
+        "forecasts": [base64.b64encode(svg.encode()).decode() for svg in forecasts],
         "runs": [_run(run) for run in runs],
     }
     # Inside a script element only the end tag could be misread; JSON can write any of its characters as an escape.

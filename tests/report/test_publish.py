@@ -1,0 +1,98 @@
+"""What W&B and TensorBoard are given, read back from their files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewarm.report.command import report
+from rewarm.report.publish import dashboard
+from rewarm.training.run import run as train
+from tests.conftest import make_config
+from tests.report.runs import write_run
+
+# wandb imports what Python has deprecated, and leaves a file open at exit.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+def frames(content: bytes) -> Iterator[bytes]:
+    """Yield the records of a LevelDB log: blocks of 32 KiB, before each part its CRC, length and type."""
+    header, block, position, parts = 7, 32768, 7, []
+    assert content[:4] == b":W&B"
+    while position + header <= len(content):
+        if block - position % block < header:
+            position += block - position % block
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + header])
+        if kind == 0:
+            break
+        parts.append(content[position + header : position + header + length])
+        position += header + length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
+
+
+def records(folder: Path) -> list[Any]:
+    """Return the records of the one offline W&B run under `folder`, as W&B's own messages.
+
+    W&B's Python package has the messages and no longer a reader of the file around them.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found = []
+    for frame in frames(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(frame)
+        found.append(record)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def test_a_report_goes_to_wandb_with_figures_charts_table_and_files(tmp_path: Path) -> None:
+    for arm in ("cosine_0.5", "cosine_1", "constant"):
+        write_run(tmp_path / "sweep", arm)
+    report([str(tmp_path / "sweep"), f"out={tmp_path / 'out'}", "wandb=true"])
+    found = records(tmp_path / "out")
+    (begun,) = [record.run for record in found if record.HasField("run")]
+    assert (begun.run_group, begun.job_type, begun.project) == ("sweep", "report", "rewarm")
+    logged = {item.key or ".".join(item.nested_key) for record in found for item in record.history.item}
+    assert {"figures/figure-2", "charts/tradeoff_table", "arms"} <= {name.split(".")[0] for name in logged}
+    artifacts = [record.request.log_artifact.artifact for record in found if record.request.HasField("log_artifact")]
+    artifacts += [record.artifact for record in found if record.HasField("artifact")]
+    files = {entry.path for artifact in artifacts for entry in artifact.manifest.contents}
+    assert {"index.html", "summary.csv", "figure-2.svg"} <= files
+    summary = {item.key: json.loads(item.value_json) for record in found for item in record.summary.update}
+    assert summary["claim 2"] == "undecided"
+
+
+def test_the_dashboard_has_the_panels_of_re_warming() -> None:
+    pytest.importorskip("wandb_workspaces", reason="needs wandb-workspaces: pip install 'rewarm[dashboard]'")
+    space = dashboard("someone", "rewarm", "sweep")
+    panels = space.sections[0].panels
+    assert [panel.y[0] for panel in panels[:-1]] == ["upstream/loss", "downstream/loss", "lr", "loss_scale"]
+    assert (panels[-1].x, panels[-1].y) == ("downstream/loss", "upstream/loss")
+    assert {panel.x for panel in panels[:-1]} == {"tokens"}
+
+
+def test_tensorboard_gets_the_same_names_over_tokens(small: Any) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'rewarm[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = small("init=scratch", "tracker=tensorboard")
+    assert config.tracker.names == make_config("tracker=tensorboard").tracker.names == ["tensorboard"]
+    train(config)
+    events = EventAccumulator(f"{config.run_dir}/tensorboard")
+    events.Reload()
+    assert {"upstream/loss", "downstream/loss", "lr", "train/loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("upstream/loss")] == [0, 640, 1280]
