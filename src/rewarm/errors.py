@@ -42,6 +42,10 @@ class PreemptedError(RewarmError):
         super().__init__(message)
         self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[type[PreemptedError], tuple[str, int]]:
+        # A run of a sweep hands its error to another process; one that cannot be unpickled there ends all runs.
+        return type(self), (str(self), self.exit_code)
+
 
 class DivergedError(RewarmError):
     """Training met too many non-finite values; the last good checkpoint is kept."""

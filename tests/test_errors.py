@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from rewarm import errors
+from rewarm.errors import PreemptedError, RewarmError, nearest
+
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RewarmError)]
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_every_error_reaches_another_process_whole(kind: type[RewarmError]) -> None:
+    error = kind("a line", 143) if kind is PreemptedError else kind("a line")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.exit_code) == (kind, "a line", error.exit_code)
+
+
+def test_a_name_far_from_all_others_is_not_guessed() -> None:
+    assert nearest("max_lrr", ["max_lr", "budget"]) == ", did you mean 'max_lr'?"
+    assert not nearest("zzz", ["max_lr", "budget"])
