@@ -16,10 +16,14 @@ from pathlib import Path
 REWARM = [sys.executable, "-m", "rewarm"]
 
 
-def seconds(arguments: list[str], environment: dict[str, str], cwd: str) -> float:
-    """Return how long a command took from start to end."""
+def seconds(arguments: list[str], environment: dict[str, str], cwd: str, exit_code: int = 0) -> float:
+    """Return how long a command took from start to end; it must end as expected to count."""
     start = time.perf_counter()
-    subprocess.run([*REWARM, *arguments], env=os.environ | environment, cwd=cwd, capture_output=True, check=False)
+    done = subprocess.run(
+        [*REWARM, *arguments], env=os.environ | environment, cwd=cwd, capture_output=True, text=True, check=False
+    )
+    if done.returncode != exit_code:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-500:]}")
     return time.perf_counter() - start
 
 
@@ -31,14 +35,14 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         environment = {"REWARM_CACHE": f"{folder}/cache", "WANDB_MODE": "offline"}
-        for name, arguments in {
-            "rewarm --help": ["--help"],
-            "a config error": ["train", "max_lr=-1"],
-            "an unknown key": ["train", "max_lrr=1"],
+        for name, (arguments, exit_code) in {
+            "rewarm --help": (["--help"], 0),
+            "a config error": (["train", "max_lr=-1"], 2),
+            "an unknown key": (["train", "max_lrr=1"], 2),
         }.items():
-            times = [seconds(arguments, environment, folder) for _ in range(options.repetitions)]
+            times = [seconds(arguments, environment, folder, exit_code) for _ in range(options.repetitions)]
             figures[name] = statistics.median(times)
-        one_step = ["train", "budget=2048", "evaluation.every=1000", "data.validation_tokens=128", "tracker=none"]
+        one_step = ["train", "budget=4096", "evaluation.every=1000", "data.validation_tokens=4096", "tracker=none"]
         figures["one step, empty cache"] = seconds([*one_step, "run_dir=a"], environment, folder)
         figures["one step, warm cache"] = statistics.median(
             seconds([*one_step, f"run_dir=b{n}"], environment, folder) for n in range(3)
