@@ -308,6 +308,8 @@ class Config:
     """Folder of the run, or of all runs of a sweep."""
     dry_run: bool = False
     """Print what the run would be, and do nothing."""
+    tasks: list[str] = field(default_factory=list)
+    """rewarm eval: tasks of lm-evaluation-harness to score, by name or by the path of a task file."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

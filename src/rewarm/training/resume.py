@@ -15,7 +15,7 @@ from rewarm.rundir import RunFolder, config_text
 from rewarm.schedules import lr
 
 NEUTRAL = (
-    *("run_dir", "dry_run", "extend", "max_hours", "device", "tracker", "checkpoint", "experiment", "arm"),
+    *("run_dir", "dry_run", "tasks", "extend", "max_hours", "device", "tracker", "checkpoint", "experiment", "arm"),
     "train.max_bad_steps",
 )
 """Keys and groups that may differ when a run goes on: they do not change its numbers."""

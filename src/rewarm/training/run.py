@@ -213,6 +213,15 @@ def evaluate_init(config: Config) -> None:
         scores = evaluate(model, data, precision, config.evaluation.batch_size)
         for key, value in scores.items():
             sys.stdout.write(f"{side}/{key} {value!r}\n")
+    if config.tasks:
+        from rewarm.tasks import keep, score
+
+        task_scores = score(model, tokenizer, config.tasks, config.train.context)
+        for task, metrics in task_scores.items():
+            for key, value in metrics.items():
+                sys.stdout.write(f"tasks/{task}/{key} {value!r}\n")
+        if keep(init, task_scores):
+            log.info("the task scores are in the run's summary.json; rewarm report shows them")
 
 
 __all__ = ["RewarmError", "evaluate_init", "run"]
