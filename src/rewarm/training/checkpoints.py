@@ -58,21 +58,30 @@ def take_snapshot(state: TrainState, over: Snapshot | None = None) -> Snapshot:
 
     From a GPU the copies are only enqueued; whoever reads them must wait for the device first.
     """
-    weights = _to_host(state.model.state_dict(), over and over.weights)
-    return Snapshot(state.step, state.tokens, weights, _to_host(state.state_dict(), over and over.state))
+    copies: list[tuple[Tensor, Tensor]] = []
+    weights = _in_host(state.model.state_dict(), over and over.weights, copies)
+    rest = _in_host(state.state_dict(), over and over.state, copies)
+    # One call for all: hundreds of small copies would each wait for torch's threads, which the writer keeps busy.
+    torch._foreach_copy_([to for to, _ in copies], [of for _, of in copies], non_blocking=True)
+    return Snapshot(state.step, state.tokens, weights, rest)
 
 
-def _to_host(value: Any, over: Any) -> Any:  # noqa: ANN401 - any nesting of containers and tensors
+def _in_host(value: Any, over: Any, copies: list[tuple[Tensor, Tensor]]) -> Any:  # noqa: ANN401 - any nesting
+    """Return `value` with each tensor replaced by room for it in host memory, that of `over` where it fits.
+
+    What is to be copied, and where to, is added to `copies`.
+    """
     if isinstance(value, Tensor):
         if not isinstance(over, Tensor) or (over.shape, over.dtype) != (value.shape, value.dtype):
             over = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
-        return over.copy_(value.detach(), non_blocking=True)
+        copies.append((over, value.detach()))
+        return over
     if isinstance(value, dict):
         known = over if isinstance(over, dict) else {}
-        return {key: _to_host(item, known.get(key)) for key, item in value.items()}
+        return {key: _in_host(item, known.get(key), copies) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        known_items = over if isinstance(over, list | tuple) and len(over) == len(value) else [None] * len(value)
-        return type(value)(_to_host(item, known) for item, known in zip(value, known_items, strict=True))
+        room = over if isinstance(over, list | tuple) and len(over) == len(value) else [None] * len(value)
+        return type(value)(_in_host(item, known, copies) for item, known in zip(value, room, strict=True))
     return value
 
 
