@@ -542,6 +542,10 @@ def from_hydra(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to another type
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(result, Config)
+    for f in fields(Config):
+        value = getattr(result, f.name)
+        if is_dataclass(f.default_factory) and not is_dataclass(value):  # an interpolation put something else there
+            raise UserError(f"{f.name}={value}: is a group of keys, not a value; give {f.name}.KEY=…")
     for key in _missing(result):
         raise UserError(f"{key}: needs a value; give {key}=…")
     return check(result)
