@@ -544,7 +544,8 @@ def from_hydra(cfg: DictConfig) -> Config:
     assert isinstance(result, Config)
     for f in fields(Config):
         value = getattr(result, f.name)
-        if hasattr(f.default_factory, "__dataclass_fields__") and not is_dataclass(value):  # an interpolation put something else there
+        # An interpolation can put something else in the place of a group.
+        if hasattr(f.default_factory, "__dataclass_fields__") and not is_dataclass(value):
             raise UserError(f"{f.name}={value}: is a group of keys, not a value; give {f.name}.KEY=…")
     for key in _missing(result):
         raise UserError(f"{key}: needs a value; give {key}=…")
