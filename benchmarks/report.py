@@ -18,7 +18,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from rewarm.app import register
-from rewarm.config import conf_dir, from_hydra
+from rewarm.checks import from_hydra
+from rewarm.config import conf_dir
 from rewarm.report.command import report
 
 

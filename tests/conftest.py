@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from rewarm.app import register
-from rewarm.config import Config, conf_dir, from_hydra
+from rewarm.checks import from_hydra
+from rewarm.config import Config, conf_dir
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.store import StoreSpec, TokenStore, open_store
 from rewarm.data.tokenizers import load_tokenizer

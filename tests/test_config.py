@@ -5,7 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from rewarm.config import Config, conf_dir, parse_tokens
+from rewarm.checks import parse_tokens
+from rewarm.config import Config, conf_dir
 from rewarm.errors import UserError
 from rewarm.plan import make_plan
 from rewarm.schedules import SCHEDULES

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.config import source
+from rewarm.checks import source
 from rewarm.plan import make_plan
 from rewarm.schedules import lr
 from rewarm.training.run import run
@@ -72,7 +72,7 @@ def test_the_papers_plan_is_131_296_steps_of_2_260_992_tokens() -> None:
 
 
 def test_the_first_step_waits_for_no_more_than_the_first_shard() -> None:
-    from rewarm.config import parse_tokens
+    from rewarm.checks import parse_tokens
 
     data, context = make_config("scale=paper").data, 2048
     assert parse_tokens("data.shard_tokens", data.shard_tokens) > data.shuffle_window * context

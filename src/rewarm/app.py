@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from rewarm import sweeps
-from rewarm.config import Config, check, conf_dir, from_dict, from_hydra, schema
+from rewarm.checks import check, from_dict, from_hydra
+from rewarm.config import Config, conf_dir, schema
 from rewarm.errors import PreemptedError, RewarmError, UserError, choice, nearest
 from rewarm.rundir import RunFolder
 

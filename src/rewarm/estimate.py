@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rewarm.config import Config, ModelConfig, parse_tokens
+from rewarm.checks import parse_tokens
+from rewarm.config import Config, ModelConfig
 from rewarm.data.prepare import needed_tokens
 from rewarm.plan import Plan, make_plan
 from rewarm.schedules import landmarks, lr_curve

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from rewarm.config import Config, parse_tokens
+from rewarm.checks import parse_tokens
+from rewarm.config import Config
 from rewarm.errors import UserError
 from rewarm.schedules import ScheduleSpec
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rewarm.config import parse_tokens
+from rewarm.checks import parse_tokens
 from rewarm.data.prepare import open_validation
 from rewarm.data.tokenizers import load_tokenizer
 from rewarm.rundir import RunFolder

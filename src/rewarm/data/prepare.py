@@ -7,7 +7,8 @@ import sys
 from dataclasses import dataclass
 
 from rewarm.cache import cache_dir, make_dir
-from rewarm.config import SIDES, Config, parse_tokens
+from rewarm.checks import parse_tokens
+from rewarm.config import SIDES, Config
 from rewarm.data.batches import Batches, BatchSpec
 from rewarm.data.sources import make_source, open_existing
 from rewarm.data.store import StoreSpec, Tokens, open_store

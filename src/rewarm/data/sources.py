@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rewarm.config import DataConfig, SourceConfig, source
+from rewarm.checks import source
+from rewarm.config import DataConfig, SourceConfig
 from rewarm.data.builtin import BuiltinSource
 from rewarm.data.documents import Source
 from rewarm.data.files import find_files, identity_of, local_shards

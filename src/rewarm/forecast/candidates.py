@@ -8,7 +8,8 @@ from itertools import product
 
 import numpy as np
 
-from rewarm.config import Config, check
+from rewarm.checks import check
+from rewarm.config import Config
 from rewarm.errors import UserError
 from rewarm.forecast.coverage import Seen
 from rewarm.forecast.curves import Curve, Trajectory

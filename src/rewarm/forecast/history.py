@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rewarm.config import Config, from_hydra, schema
+from rewarm.checks import from_hydra
+from rewarm.config import Config, schema
 from rewarm.errors import DataError, RewarmError, UserError
 from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder

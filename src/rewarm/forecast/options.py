@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from rewarm.config import ScheduleConfig, parse_tokens
+from rewarm.checks import parse_tokens
+from rewarm.config import ScheduleConfig
 from rewarm.errors import UserError, choice, nearest
 from rewarm.forecast.laws import LAWS, REPLAY_TERMS
 from rewarm.schedules import SCHEDULES

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rewarm.config import parse_tokens
+from rewarm.checks import parse_tokens
 from rewarm.errors import DataError, UserError
 from rewarm.rundir import RunFolder
 from rewarm.summary import SIDES

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from omegaconf import MISSING, OmegaConf
 
-from rewarm.config import Config, parse_tokens, schema
+from rewarm.checks import parse_tokens
+from rewarm.config import Config, schema
 from rewarm.errors import UserError
 from rewarm.plan import Plan
 from rewarm.rundir import RunFolder, config_text
