@@ -23,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue
 from rewarm import sweeps
 from rewarm.checks import check, from_dict, from_hydra
 from rewarm.config import Config, conf_dir, schema
-from rewarm.errors import PreemptedError, RewarmError, UserError, choice, nearest
+from rewarm.errors import PreemptedError, RewarmError, UserError, choice, nearest, tell
 from rewarm.rundir import RunFolder
 
 FLAGS = (  # those of Hydra's own parser
@@ -153,7 +153,7 @@ def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
         except RewarmError as error:
             if job.mode == RunMode.MULTIRUN:
                 raise  # the sweep goes on; Hydra raises the first failure at its end
-            sys.stderr.write(f"rewarm: {error}\n")
+            tell(error)
             sys.exit(error.exit_code)
         except Exception:
             traceback.print_exc()

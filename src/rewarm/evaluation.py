@@ -10,6 +10,7 @@ from torch import nn
 
 from rewarm.data.validation import ValidationSet
 from rewarm.models import token_losses
+from rewarm.training import distributed
 from rewarm.training.precision import Precision
 
 TOKENS_AT_ONCE = 8192
@@ -24,19 +25,21 @@ def perplexity(loss: float) -> float:
 def evaluate(model: nn.Module, data: ValidationSet, precision: Precision, batch_size: int | None) -> dict[str, float]:
     """Return `loss` (nats a token), `ppl`, `bpb`, and `domain/NAME/loss` for each named domain.
 
-    The total is the sum over the domains divided by the tokens, so the domains add up to it exactly.
+    The total is the sum over the domains divided by the tokens, so the domains add up to it exactly. Several processes
+    share the work, and all get the result.
     """
     n, context = data.domain_of.shape
     at_once = batch_size or max(1, TOKENS_AT_ONCE // context)
     sums = np.zeros(len(data.domains))
     model.eval()
-    for start in range(0, n, at_once):
+    for start in range(distributed.rank() * at_once, n, distributed.size() * at_once):
         windows = torch.from_numpy(data.tokens[start : start + at_once]).to(precision.device)
         with precision.autocast():
             losses = token_losses(model, windows)
         domains = data.domain_of[start : start + at_once].ravel()
         sums += np.bincount(domains, losses.double().cpu().numpy().ravel(), minlength=len(data.domains))
     model.train()
+    sums = distributed.total(torch.from_numpy(sums)).numpy()
     tokens = np.bincount(data.domain_of.ravel(), minlength=len(data.domains))
     loss = float(sums.sum() / tokens.sum())
     scores = {

@@ -55,6 +55,7 @@ def make_loop(fixed_data: Callable[[Config], RunData]) -> Build:
             config=config,
             plan=make_plan(config),
             state=TrainState(model, make_optimizer(model, config.optimizer), scaler),
+            trained=model,
             data=fixed_data(config),
             precision=precision,
             micro_batch_size=config.train.micro_batch_size or config.train.batch_size,

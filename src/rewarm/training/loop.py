@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from rewarm.config import SIDES, Config
@@ -19,6 +19,7 @@ from rewarm.evaluation import evaluate
 from rewarm.models import token_losses
 from rewarm.plan import Plan
 from rewarm.schedules import lr
+from rewarm.training import distributed
 from rewarm.training.precision import Precision
 from rewarm.training.state import TrainState
 
@@ -40,6 +41,8 @@ class Loop:
     config: Config
     plan: Plan
     state: TrainState
+    trained: nn.Module
+    """The state's model as it is trained, alone or by several processes."""
     data: RunData
     precision: Precision
     micro_batch_size: int
@@ -58,7 +61,7 @@ class Loop:
         if self.state.step == 0:
             self._log(self._evaluate())
         total = self.plan.steps * self.plan.tokens_per_step
-        with tqdm(total=total, initial=self.state.tokens, unit="tok", unit_scale=True, disable=None) as bar:
+        with tqdm(total=total, initial=self.state.tokens, unit="tok", unit_scale=True, disable=None if distributed.is_first() else True) as bar:
             while self.state.step < self.plan.steps:
                 start = time.perf_counter()
                 self.update()
@@ -77,6 +80,7 @@ class Loop:
                 stop = self.stop_asked()
                 if self.plan.saves(step) or stop:
                     self._check_finite()
+                    self.state.gather_sums()
                     self.save()
                 if stop and step < self.plan.steps:
                     return False
@@ -86,11 +90,14 @@ class Loop:
         """Do one optimizer step on the batch of the next step. Nothing here waits for the device."""
         state, clip = self.state, self.config.optimizer.clip
         step = state.step + 1
-        windows = torch.from_numpy(self.data.batches[step]).to(self.precision.device, non_blocking=True)
+        share = self.config.train.batch_size // distributed.size()
+        start = distributed.rank() * share
+        rows = self.data.batches.rows(step, start, start + share)
+        windows = torch.from_numpy(rows).to(self.precision.device, non_blocking=True)
         loss = self._accumulate_gradients(windows)
         gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / state.scaler.scale
-        found_inf = (~torch.isfinite(norm + loss)).float()
+        found_inf = distributed.any_of((~torch.isfinite(norm + loss)).float())
         # The fused step divides by `grad_scale`, which undoes the loss scale and clips in one pass, and leaves
         # weights and moments alone where `found_inf` is 1.
         optimizer = state.optimizer
@@ -101,17 +108,23 @@ class Loop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.scaler.update(found_inf)
-        state.add(loss, norm)
+        state.add(loss, norm, found_inf)
         state.step = step
         state.tokens += self.plan.tokens_per_step
 
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
-        """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim."""
+        """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim.
+
+        Of several processes each returns its own part of the mean, and all have the gradient of the whole.
+        """
         loss = torch.zeros((), device=self.precision.device)
-        for micro in torch.split(windows, self.micro_batch_size):
-            with self.precision.autocast():
-                part = token_losses(self.state.model, micro).sum() / self.plan.tokens_per_step
-            (part * self.state.scaler.scale).backward()  # type: ignore[no-untyped-call]
+        parts = torch.split(windows, self.micro_batch_size)
+        for number, micro in enumerate(parts, 1):
+            with distributed.sharing_gradients(self.trained, now=number == len(parts)):
+                with self.precision.autocast():
+                    part = token_losses(self.trained, micro).sum() / self.plan.tokens_per_step
+                # The processes' gradients are averaged, and their sum is wanted.
+                (part * (self.state.scaler.scale * distributed.size())).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         return loss
 
