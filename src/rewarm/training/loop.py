@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData
-from rewarm.errors import DivergedError
+from rewarm.errors import DivergedError, RewarmError
 from rewarm.evaluation import evaluate
-from rewarm.models import token_losses
+from rewarm.losses import TokenLoss
 from rewarm.plan import Plan
 from rewarm.schedules import lr
+from rewarm.training.microbatch import next_smaller
 from rewarm.training.precision import Precision
 from rewarm.training.state import TrainState
 
@@ -40,6 +41,7 @@ class Loop:
     config: Config
     plan: Plan
     state: TrainState
+    token_loss: TokenLoss
     data: RunData
     precision: Precision
     micro_batch_size: int
@@ -49,6 +51,12 @@ class Loop:
     """Called when a checkpoint is due."""
     stop_asked: Callable[[], bool] = lambda: False
     """Asked after every step: whether to save and leave."""
+    updated: Callable[[], None] = lambda: None
+    """Called after every update."""
+    micro_batch_shrunk: Callable[[int], None] = lambda _: None
+    """Called with a smaller micro-batch that is used from now on, because the device ran out of memory."""
+    peak_tokens_per_second: float | None = None
+    """What the device could do if it did nothing but the model's products, for the metric `mfu`."""
     training_seconds: float = 0.0
     """Time spent in updates, evaluations and checkpoints left out."""
     _timed: tuple[float, int] = field(default=(0.0, 0))
@@ -62,12 +70,13 @@ class Loop:
             while self.state.step < self.plan.steps:
                 start = time.perf_counter()
                 self.update()
+                self.updated()
                 step = self.state.step
                 metrics = self._training_metrics() if self.plan.logs(step) else {}
                 self.training_seconds += time.perf_counter() - start
                 bar.update(self.plan.tokens_per_step)
                 if metrics:
-                    metrics["tokens_per_second"] = self._tokens_per_second()
+                    metrics |= self._speed()
                     bar.set_postfix(loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['lr']:.2e}", refresh=False)
                     if self.plan.evaluates(step):
                         metrics |= self._evaluate()
@@ -87,7 +96,7 @@ class Loop:
         state, clip = self.state, self.config.optimizer.clip
         step = state.step + 1
         windows = torch.from_numpy(self.data.batches[step]).to(self.precision.device, non_blocking=True)
-        loss = self._accumulate_gradients(windows)
+        loss = self._gradients(windows)
         gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / state.scaler.scale
         found_inf = (~torch.isfinite(norm + loss)).float()
@@ -105,15 +114,34 @@ class Loop:
         state.step = step
         state.tokens += self.plan.tokens_per_step
 
+    def _gradients(self, windows: Tensor) -> Tensor:
+        """Do what `_accumulate_gradients` does, in smaller parts where the device runs out of memory."""
+        while True:
+            try:
+                return self._accumulate_gradients(windows)
+            except torch.OutOfMemoryError as error:
+                smaller = next_smaller(self.config.train.batch_size, self.micro_batch_size)
+                if smaller is None:
+                    raise RewarmError(
+                        f"train.context={self.config.train.context}: not even one sequence fits the device's memory; "
+                        f"give a shorter context or a smaller model ({str(error).splitlines()[0]})"
+                    ) from None
+            self.state.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            log.warning("out of memory: %d sequences at once from now on, not %d", smaller, self.micro_batch_size)
+            self.micro_batch_size = smaller
+            self.micro_batch_shrunk(smaller)
+
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
         """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim."""
-        loss = torch.zeros((), device=self.precision.device)
+        scale = self.state.scaler.scale
+        scaled = torch.zeros((), device=self.precision.device)
         for micro in torch.split(windows, self.micro_batch_size):
             with self.precision.autocast():
-                part = token_losses(self.state.model, micro).sum() / self.plan.tokens_per_step
-            (part * self.state.scaler.scale).backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-        return loss
+                part = self.token_loss(micro, scale / self.plan.tokens_per_step)
+            part.backward()
+            scaled += part.detach()
+        return scaled / scale
 
     def _training_metrics(self) -> Metrics:
         """Return the metrics of the steps since the last line. Here the host waits for the device."""
@@ -140,18 +168,20 @@ class Loop:
                 f"the last checkpoint is kept; lower max_lr, or lengthen warmup"
             )
 
-    def _tokens_per_second(self) -> float:
-        """Return the speed since the last call, or NaN where no time has passed."""
+    def _speed(self) -> Metrics:
+        """Return the speed since the last call, NaN the first time, which compiles and allocates."""
         seconds, tokens = self._timed
         self._timed = (self.training_seconds, self.state.tokens)
         elapsed = self.training_seconds - seconds
-        return (self.state.tokens - tokens) / elapsed if tokens and elapsed > 0 else math.nan
+        speed = (self.state.tokens - tokens) / elapsed if tokens and elapsed > 0 else math.nan
+        mfu = {} if self.peak_tokens_per_second is None else {"mfu": speed / self.peak_tokens_per_second}
+        return {"tokens_per_second": speed, **mfu}
 
     def _evaluate(self) -> Metrics:
         """Score both validation sets. A loss that is not finite is logged as it is, and training goes on."""
         scores: Metrics = {}
         for side, data in {"upstream": self.data.upstream, "downstream": self.data.downstream}.items():
-            found = evaluate(self.state.model, data, self.precision, self.config.evaluation.batch_size)
+            found = evaluate(self.token_loss, data, self.precision, self.config.evaluation.batch_size)
             scores |= {f"{side}/{key}": value for key, value in found.items()}
             if not math.isfinite(found["loss"]):
                 log.warning("%s loss is %g at step %d; training goes on", side, found["loss"], self.state.step)

@@ -8,6 +8,7 @@ import math
 import platform
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,25 @@ from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData, open_data, open_validation
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import RewarmError, UserError
+from rewarm.estimate import flops_per_token
 from rewarm.evaluation import evaluate
+from rewarm.losses import TokenLoss
 from rewarm.models import Init, check_fits, count_parameters, load_model, resolve_init
 from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.summary import summarize, table
 from rewarm.tracking import Trackers
-from rewarm.training import checkpoints
+from rewarm.training import checkpoints, microbatch
+from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.loop import Loop
-from rewarm.training.precision import LossScaler, Precision, resolve_device, resolve_precision
+from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_device, resolve_precision
+from rewarm.training.profiling import StepProfiler
 from rewarm.training.resume import check_continues, check_same_data, describe_seam, extend, extensions
 from rewarm.training.saving import Saver
 from rewarm.training.signals import StopRequest
 from rewarm.training.state import TrainState, make_optimizer
 
 log = logging.getLogger(__name__)
-
-CPU_TOKENS_AT_ONCE = 8192
-GPU_TOKENS_AT_ONCE = 16384
 
 
 def set_up_host(config: Config, device: torch.device) -> None:
@@ -50,21 +52,10 @@ def set_up_host(config: Config, device: torch.device) -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def micro_batch_size(config: Config, device: torch.device) -> int:
-    """Return the sequences to run at once: the largest divisor of the batch under a fixed number of tokens."""
-    if config.train.micro_batch_size:
-        return config.train.micro_batch_size
-    at_once = CPU_TOKENS_AT_ONCE if device.type == "cpu" else GPU_TOKENS_AT_ONCE
-    most = max(1, at_once // config.train.context)
-    return max(n for n in range(1, most + 1) if config.train.batch_size % n == 0)
-
-
-def _manifest(
-    config: Config, init: Init, data: RunData, precision: Precision, micro_batch: int, parameters: int
-) -> dict[str, Any]:
+def _manifest(config: Config, init: Init, data: RunData, loop: Loop) -> dict[str, Any]:
     import transformers
 
-    device = precision.device
+    device = loop.precision.device
     return {
         "rewarm": __version__,
         "python": platform.python_version(),
@@ -73,9 +64,9 @@ def _manifest(
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        "precision": precision.name,
-        "micro_batch_size": micro_batch,
-        "parameters": parameters,
+        "precision": loop.precision.name,
+        "micro_batch_size": loop.micro_batch_size,
+        "parameters": count_parameters(loop.state.model),
         "init": {"asked": config.init, "folder": str(init.folder) if init.folder else None},
         "data": data.fingerprint,
         "argv": sys.argv,
@@ -133,18 +124,17 @@ def _continue(config: Config, folder: RunFolder) -> None:
 
 def _train(config: Config, folder: RunFolder, saved: Path | None) -> None:
     """Train from the checkpoint `saved`, or from `init` where there is none, to the end."""
-    begun = folder.read_manifest()
     plan = make_plan(config, extensions(folder))
     init = Init(str(saved), saved) if saved else resolve_init(config.init)
     device = resolve_device(config.device)
-    # What rewarm chose by itself when the run was begun stays chosen: its numbers depend on it.
-    chosen = begun.get("precision", "auto") if config.precision == "auto" else config.precision
-    precision = resolve_precision(chosen, device)
-    micro_batch = begun.get("micro_batch_size") or micro_batch_size(config, device)
     set_up_host(config, device)
     tokenizer = load_tokenizer(config.data.tokenizer)
     data = open_data(config, plan, tokenizer)
     check_same_data(folder, data.fingerprint)
+    # What rewarm chose by itself when the run was begun stays chosen: its numbers depend on it.
+    begun = folder.read_manifest()
+    chosen = begun.get("precision", "auto") if config.precision == "auto" else config.precision
+    precision = resolve_precision(chosen, device)
     state = _build_state(config, init, tokenizer, precision)
     if saved is None and init.folder is not None and (init.folder / "manifest.json").is_file():
         checkpoints.verify(init.folder)
@@ -153,11 +143,20 @@ def _train(config: Config, folder: RunFolder, saved: Path | None) -> None:
         log.info("%s: continues after step %d", folder.path, state.step)
     elif config.init_optimizer:
         checkpoints.load_moments(init.folder, state, config.init)
+    token_loss = TokenLoss(state.model)
+    micro_batch = begun.get("micro_batch_size") or microbatch.choose(config, token_loss, precision)
+    loop = Loop(config, plan, state, token_loss, data, precision, micro_batch)
+    token_flops = flops_per_token(config)
+    peak = peak_flops(config.train.peak_tflops, precision)
+    loop.peak_tokens_per_second = peak / token_flops if peak and token_flops else None
+    run_flops = token_flops and token_flops * plan.steps * plan.tokens_per_step
+    compiled = begun.get("compiled", compiles(config, device, run_flops))
+    if compiled:
+        compile_model(state.model)
     folder.trim_metrics(state.step if saved else -1)
     kept = {key: begun[key] for key in ("init", "started", "extensions") if key in begun}
-    folder.write_manifest(_manifest(config, init, data, precision, micro_batch, count_parameters(state.model)) | kept)
+    folder.write_manifest(_manifest(config, init, data, loop) | {"compiled": compiled} | kept)
     folder.write_config(config)
-    loop = Loop(config, plan, state, data, precision, micro_batch)
     summary = _fit(config, folder, loop, tokenizer)
     sys.stdout.write(table(folder.path, summary))
 
@@ -180,13 +179,19 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
     summary = None
     trackers = Trackers(config, folder.path)
     try:
-        with Saver(write) as saver, StopRequest(config.max_hours) as stop:
+        with Saver(write) as saver, StopRequest(config.max_hours) as stop, ExitStack() as more:
+            if config.profile:
+                steps = loop.plan.steps - state.step
+                loop.updated = more.enter_context(StepProfiler(folder.path / "profile", steps)).step
 
             def stop_asked() -> bool:
                 saver.check()
                 return stop.asked(saver.seconds(state))
 
             loop.record, loop.stop_asked = record, stop_asked
+            loop.micro_batch_shrunk = lambda n: folder.write_manifest(
+                folder.read_manifest() | {"micro_batch_size": n}
+            )
             loop.save = lambda: saver.save(state)
             done = loop.run()
         if not done:
@@ -209,8 +214,9 @@ def evaluate_init(config: Config) -> None:
     validation = open_validation(config, tokenizer)
     model = load_model(init, config.model, config.seed, device)
     check_fits(model, config.train.context, tokenizer.size)
+    token_loss = TokenLoss(model)
     for side, data in validation.items():
-        scores = evaluate(model, data, precision, config.evaluation.batch_size)
+        scores = evaluate(token_loss, data, precision, config.evaluation.batch_size)
         for key, value in scores.items():
             sys.stdout.write(f"{side}/{key} {value!r}\n")
     if config.tasks:
