@@ -76,7 +76,7 @@ def choice(what: str, value: str, known: Iterable[str]) -> UserError:
 
 
 def tell(error: RewarmError) -> None:
-    """Write an error's line to stderr, unless another process of the run does; of several, it says which one it is."""
+    """Write an error's line to stderr, unless another process of the run does; of several, say which one this is."""
     if isinstance(error, SaidElsewhereError):
         return
     who = f" (process {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""

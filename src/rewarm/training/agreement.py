@@ -44,8 +44,8 @@ def check_divides(config: Config, processes: int) -> None:
     if micro is not None and share % micro:
         counts = [n for n in _divisors(batch) if batch // n % micro == 0]
         raise UserError(
-            f"train.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} processes "
-            f"has of train.batch_size={batch}; give {_listed(_divisors(share), micro)}, or start "
+            f"train.micro_batch_size={micro}: does not divide the {share} sequences that each of the {processes} "
+            f"processes has of train.batch_size={batch}; give {_listed(_divisors(share), micro)}, or start "
             f"{_listed(counts, processes)} processes"
         )
 
@@ -58,6 +58,8 @@ def agreed(config: Config) -> Config:
         mine["run_dir"] = first["run_dir"]
     if differing := sorted(key for key in mine.keys() | first.keys() if mine.get(key) != first.get(key)):
         listed = "; ".join(f"{key} (here {mine.get(key)}, there {first.get(key)})" for key in differing)
-        raise UserError(f"{listed}: the processes of one run must have the same config; this one differs from process 0")
+        raise UserError(
+            f"{listed}: the processes of one run must have the same config; this one differs from process 0"
+        )
     distributed.largest(0)  # nobody goes on before all have compared
     return replace(config, run_dir=mine["run_dir"])

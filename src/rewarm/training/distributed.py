@@ -21,6 +21,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -103,9 +105,11 @@ def _backend(device: torch.device) -> str:
             log.warning("this torch has no NCCL: the processes train on CPUs, and talk through gloo")
         return "gloo"
     if device.type != "cuda":
-        raise UserError(f"device={device.type}: cannot be shared by several processes; give cpu or cuda, or start one")
+        raise UserError(f"device={device.type}: cannot be used by several processes; give cpu or cuda, or start one")
     if not dist.is_nccl_available():
-        raise UserError("device=cuda: this torch has no NCCL, which GPUs talk through; install one with, or give device=cpu")
+        raise UserError(
+            "device=cuda: this torch has no NCCL, which GPUs talk through; install one that has, or give cpu"
+        )
     return "cpu:gloo,cuda:nccl"
 
 
@@ -145,7 +149,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _failing_together(store: dist.Store) -> Iterator[None]:
+def _failing_together(store: Store) -> Iterator[None]:
     left = threading.Event()
     watch, _, _ = next(rendezvous("env://", timeout=PATIENCE))  # a connection of its own: this one may be in use
     threading.Thread(target=_leave_with_the_others, args=(watch, left), name="watch", daemon=True).start()
@@ -153,25 +157,28 @@ def _failing_together(store: dist.Store) -> Iterator[None]:
         yield
     except Exception as error:
         code = error.exit_code if isinstance(error, RewarmError) else 1
-        mine = f"{rank()} {code}"
-        try:
-            first = store.compare_set(FAILED, "", mine).decode()
-        except dist.DistError:  # the store went with the process that held it
-            first = ""
-        if first != mine and first:
-            raise SaidElsewhereError(int(first.split()[1])) from error
-        if _is_of_a_lost_process(error):
-            if not first:
-                raise SaidElsewhereError(1) from error
-            raise RewarmError(
+        first = _say_failed(store, f"{rank()} {code}")
+        if first is None or int(first.split()[0]) != rank():
+            raise SaidElsewhereError(int(first.split()[1]) if first else 1) from error
+        if _is_of_a_lost_process(error):  # killed, it could not say anything
+            error = RewarmError(
                 f"another process is gone ({_first_line(error)}); the same command goes on from the last checkpoint"
-            ) from error
-        raise
+            )
+        get_error_handler().record_exception(error)  # torchrun shows it as the root cause
+        raise error from error.__cause__
     finally:
         left.set()
 
 
-def _leave_with_the_others(store: dist.Store, left: threading.Event) -> None:
+def _say_failed(store: Store, mine: str) -> str | None:
+    """Return what the first process that failed said: its rank and exit code; None where nobody can say anything."""
+    try:
+        return store.compare_set(FAILED, "", mine).decode()
+    except dist.DistError:  # the store is gone with the process that held it
+        return None
+
+
+def _leave_with_the_others(store: Store, left: threading.Event) -> None:
     """End this process a little after another one has failed, if it does not end by itself: it may wait for ever."""
     try:
         while not left.wait(0.5):
@@ -266,6 +273,12 @@ def check_shared(folder: Path, what: str) -> None:
         )
 
 
+def share(things: int) -> range:
+    """Return which of the `things` that all processes share evenly are this one's."""
+    each = things // size()
+    return range(rank() * each, (rank() + 1) * each)
+
+
 # --- training together ---------------------------------------------------------------------------------------------
 
 
@@ -274,7 +287,8 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     if size() == 1:
         return module
     constants = [name for name, _ in module.named_buffers()]  # tables of rotary embeddings, the same everywhere
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, constants)  # noqa: SLF001 - no other way in all versions
+    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001 - what all versions have
+    ignore(module, constants)  # type: ignore[no-untyped-call]
     device_ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
 

@@ -21,25 +21,26 @@ from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData, open_data, open_validation
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import RewarmError, UserError
+from rewarm.estimate import flops_per_token
 from rewarm.evaluation import evaluate
+from rewarm.losses import TokenLoss
 from rewarm.models import Init, check_fits, count_parameters, load_model, resolve_init
 from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.summary import summarize, table
 from rewarm.tracking import Trackers
-from rewarm.training import checkpoints, distributed
+from rewarm.training import checkpoints, distributed, microbatch
 from rewarm.training.agreement import agreed, check_divides
+from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.loop import Loop
-from rewarm.training.precision import LossScaler, Precision, resolve_device, resolve_precision
+from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_device, resolve_precision
+from rewarm.training.profiling import StepProfiler
 from rewarm.training.resume import check_continues, check_same_data, describe_seam, extend, extensions
 from rewarm.training.saving import Saver
 from rewarm.training.signals import StopRequest
 from rewarm.training.state import TrainState, make_optimizer
 
 log = logging.getLogger(__name__)
-
-CPU_TOKENS_AT_ONCE = 8192
-GPU_TOKENS_AT_ONCE = 16384
 
 
 def set_up_host(config: Config, device: torch.device) -> None:
@@ -53,22 +54,10 @@ def set_up_host(config: Config, device: torch.device) -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def micro_batch_size(config: Config, device: torch.device) -> int:
-    """Return the sequences to run at once: the largest divisor of the batch under a fixed number of tokens."""
-    if config.train.micro_batch_size:
-        return config.train.micro_batch_size
-    at_once = CPU_TOKENS_AT_ONCE if device.type == "cpu" else GPU_TOKENS_AT_ONCE
-    most = max(1, at_once // config.train.context)
-    share = config.train.batch_size // distributed.size()
-    return max(n for n in range(1, most + 1) if share % n == 0)
-
-
-def _manifest(
-    config: Config, init: Init, data: RunData, precision: Precision, micro_batch: int, parameters: int
-) -> dict[str, Any]:
+def _manifest(config: Config, init: Init, data: RunData, loop: Loop) -> dict[str, Any]:
     import transformers
 
-    device = precision.device
+    device = loop.precision.device
     return {
         "rewarm": __version__,
         "python": platform.python_version(),
@@ -78,9 +67,9 @@ def _manifest(
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "processes": distributed.size(),
-        "precision": precision.name,
-        "micro_batch_size": micro_batch,
-        "parameters": parameters,
+        "precision": loop.precision.name,
+        "micro_batch_size": loop.micro_batch_size,
+        "parameters": count_parameters(loop.state.model),
         "init": {"asked": config.init, "folder": str(init.folder) if init.folder else None},
         "data": data.fingerprint,
         "argv": sys.argv,
@@ -129,7 +118,7 @@ def run(config: Config) -> tuple[float, float]:
 
 
 def _find_start(config: Config, folder: RunFolder) -> tuple[bool, Path | None]:
-    """Return whether the run in `folder` is to go on, and from which checkpoint; extended where that was asked for."""
+    """Return whether the run in `folder` goes on, and from which checkpoint; extend it where that is asked for."""
     extends = check_continues(folder, config)
     plan = make_plan(config, extensions(folder))
     summary = folder.read_summary()
@@ -155,18 +144,15 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     distributed.check_shared(cache_dir(), "REWARM_CACHE")
     begun = distributed.from_first(folder.read_manifest)
     plan = make_plan(config, begun.get("extensions", []))
-    # What rewarm chose by itself when the run was begun stays chosen: its numbers depend on it.
-    chosen = begun.get("precision", "auto") if config.precision == "auto" else config.precision
-    precision = Precision(distributed.from_first(lambda: resolve_precision(chosen, device).name), device)
-    micro_batch = begun.get("micro_batch_size")
-    if not micro_batch or config.train.batch_size // distributed.size() % micro_batch:
-        micro_batch = micro_batch_size(config, device)
     set_up_host(config, device)
     with distributed.first_before_others():
         init = Init(str(saved), saved) if saved else resolve_init(config.init)
         tokenizer = load_tokenizer(config.data.tokenizer)
         data = open_data(config, plan, tokenizer, fills=distributed.is_first())
     check_same_data(begun, data.fingerprint, folder)
+    # What rewarm chose by itself when the run was begun stays chosen: its numbers depend on it.
+    chosen = begun.get("precision", "auto") if config.precision == "auto" else config.precision
+    precision = Precision(distributed.from_first(lambda: resolve_precision(chosen, device).name), device)
     state = _build_state(config, init, tokenizer, precision)
     if saved is None and init.folder is not None and (init.folder / "manifest.json").is_file():
         checkpoints.verify(init.folder)
@@ -175,12 +161,22 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
         log.info("%s: continues after step %d", folder.path, state.step)
     elif config.init_optimizer:
         checkpoints.load_moments(init.folder, state, config.init)
-    loop = Loop(config, plan, state, distributed.replicate(state.model, device), data, precision, micro_batch)
+    token_loss = TokenLoss(state.model)
+    micro_batch = begun.get("micro_batch_size")
+    if not micro_batch or len(distributed.share(config.train.batch_size)) % micro_batch:
+        micro_batch = distributed.from_first(lambda: microbatch.choose(config, token_loss, precision))
+    loop = Loop(config, plan, state, token_loss, data, precision, micro_batch)
+    token_flops = flops_per_token(config)
+    peak = peak_flops(config.train.peak_tflops, precision)
+    loop.peak_tokens_per_second = peak * distributed.size() / token_flops if peak and token_flops else None
+    run_flops = token_flops and token_flops * plan.steps * plan.tokens_per_step
+    compiled = begun.get("compiled", distributed.from_first(lambda: compiles(config, device, run_flops)))
+    if compiled:
+        compile_model(state.model)
     if distributed.is_first():
         folder.trim_metrics(state.step if saved else -1)
         kept = {key: begun[key] for key in ("init", "started", "extensions") if key in begun}
-        manifest = _manifest(config, init, data, precision, micro_batch, count_parameters(state.model))
-        folder.write_manifest(manifest | kept)
+        folder.write_manifest(_manifest(config, init, data, loop) | {"compiled": compiled} | kept)
         folder.write_config(config)
         sys.stdout.write(table(folder.path, _fit(config, folder, loop, tokenizer)))
     else:
@@ -213,13 +209,23 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
     summary = None
     trackers = Trackers(config, folder.path)
     try:
-        with Saver(write) as saver, StopRequest(config.max_hours, distributed.largest) as stop:
+        with (
+            Saver(write) as saver,
+            StopRequest(config.max_hours, distributed.largest) as stop,
+            ExitStack() as more,
+        ):
+            if config.profile:
+                steps = loop.plan.steps - state.step
+                loop.updated = more.enter_context(StepProfiler(folder.path / "profile", steps)).step
 
             def stop_asked() -> bool:
                 saver.check()
                 return stop.asked(saver.seconds(state))
 
             loop.record, loop.stop_asked = record, stop_asked
+            loop.micro_batch_shrunk = lambda n: folder.write_manifest(
+                folder.read_manifest() | {"micro_batch_size": n}
+            )
             loop.save = lambda: saver.save(state)
             done = loop.run()
         if not done:
@@ -242,8 +248,9 @@ def evaluate_init(config: Config) -> None:
     validation = open_validation(config, tokenizer)
     model = load_model(init, config.model, config.seed, device)
     check_fits(model, config.train.context, tokenizer.size)
+    token_loss = TokenLoss(model)
     for side, data in validation.items():
-        scores = evaluate(model, data, precision, config.evaluation.batch_size)
+        scores = evaluate(token_loss, data, precision, config.evaluation.batch_size)
         for key, value in scores.items():
             sys.stdout.write(f"{side}/{key} {value!r}\n")
     if config.tasks:
