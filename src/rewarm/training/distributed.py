@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -98,7 +98,7 @@ def local_device(device: torch.device, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _backend(device: torch.device) -> str:
+def choose_backend(device: torch.device) -> str:
     """Return the backend. Raises `UserError` where GPUs have none: only CPUs can do without NCCL."""
     if device.type == "cpu":
         if not dist.is_nccl_available() and is_first_of(os.environ):
@@ -132,7 +132,7 @@ def joined(device: torch.device) -> Iterator[None]:
     if here.size == 1:
         yield
         return
-    backend = _backend(device)
+    backend = choose_backend(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
