@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rewarm.compose import run_name
 from rewarm.config import Config, conf_dir
 from rewarm.errors import CheckpointError, UserError
 from rewarm.models import nearest_by_loss, resolve_init
 from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.schedules import lr
-from rewarm.sweeps import prepare, run_name
+from rewarm.sweeps import prepare
 from tests.conftest import ROOT, SMALL, make_config, rewarm
 
 PAPER = ("warmup_length", "max_lr", "from_scratch", "same_data", "early_checkpoint")
