@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import traceback
@@ -96,7 +97,8 @@ def _schedule(cfg: DictConfig) -> None:
 
 
 def _in_sweep(task: Callable[[DictConfig], object], cfg: DictConfig, name: str) -> object:
-    """Do one run of a sweep; say at once, under its name, what went wrong."""
+    """Do one run of a sweep; what it says, and what went wrong, comes at once and under its name."""
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr, force=True)
     sys.stderr.write(f"{name}: starts\n")
     try:
         return task(cfg)
