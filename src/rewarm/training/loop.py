@@ -32,7 +32,9 @@ Metrics = dict[str, float]
 def describe(tokens: int, metrics: Metrics) -> str:
     """Return an evaluation in one line."""
     sides = ", ".join(f"{side} {metrics[f'{side}/loss']:.4f}" for side in SIDES)
-    return f"{tokens:,} tokens: loss {sides}, lr {metrics['lr']:.3g}, {metrics['tokens_per_second']:,.0f} tokens/s"
+    speed = metrics["tokens_per_second"]
+    known = f", {speed:,.0f} tokens/s" if math.isfinite(speed) else ""
+    return f"{tokens:,} tokens: loss {sides}, lr {metrics['lr']:.3g}{known}"
 
 
 @dataclass
