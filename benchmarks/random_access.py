@@ -18,7 +18,8 @@ import numpy as np
 
 from rewarm.cache import write_json
 from rewarm.data.batches import Batches, BatchSpec
-from rewarm.data.store import StoreSpec, TokenStore, open_store
+from rewarm.data.layout import StoreSpec
+from rewarm.data.store import TokenStore, open_store
 
 SHARD_TOKENS = 16_000_000
 

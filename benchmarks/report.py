@@ -17,8 +17,8 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_dir
 
-from rewarm.app import register
 from rewarm.checks import from_hydra
+from rewarm.compose import register
 from rewarm.config import conf_dir
 from rewarm.report.command import report
 

@@ -23,9 +23,10 @@ CONTEXT = 2048
 
 def ours(path: str, tokenizer_path: str, folder: str, processes: int) -> tuple[float, int]:
     from rewarm.config import DataConfig
+    from rewarm.data.layout import StoreSpec
     from rewarm.data.producer import Producer
     from rewarm.data.sources import make_source
-    from rewarm.data.store import StoreSpec, open_store
+    from rewarm.data.store import open_store
     from rewarm.data.tokenizers import load_tokenizer
 
     start = time.perf_counter()

@@ -15,11 +15,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from rewarm.app import register
 from rewarm.checks import from_hydra
+from rewarm.compose import register
 from rewarm.config import Config, conf_dir
 from rewarm.data.documents import Cursor, Document
-from rewarm.data.store import StoreSpec, TokenStore, open_store
+from rewarm.data.layout import StoreSpec
+from rewarm.data.store import TokenStore, open_store
 from rewarm.data.tokenizers import load_tokenizer
 from tests.hub import Hub
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rewarm.compose import run_name
 from rewarm.config import Config, conf_dir
 from rewarm.errors import CheckpointError, UserError
 from rewarm.models import nearest_by_loss, resolve_init
 from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.schedules import lr
-from rewarm.sweeps import prepare, run_name
+from rewarm.sweeps import prepare
 from tests.conftest import ROOT, SMALL, make_config, rewarm
 
 PAPER = ("warmup_length", "max_lr", "from_scratch", "same_data", "early_checkpoint")
@@ -185,18 +186,17 @@ def test_a_sweep_that_is_asked_to_stop_saves_its_runs_and_starts_no_more(tmp_pat
     command = [sys.executable, "-m", "rewarm", "train", "-m", *SMALL, "budget=1M", "init=scratch", "seed=0,1,2,3"]
     command += ["run_dir=sweep", f"hydra/launcher={launcher}"]
     command += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-    )
     together = 2 if launcher == "joblib" else 1
-    while process.poll() is None and len(list(tmp_path.glob("sweep/*/checkpoints/step-5"))) < together:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        errors = ""
+        while len(set(re.findall(r"^(seed=\d): \S+ tokens: loss", errors, re.MULTILINE))) < together:
+            line = process.stderr.readline()
+            assert line, errors
+            errors += line
+        process.send_signal(signal.SIGTERM)
+        errors += process.stderr.read()
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert errors.count("SIGTERM: saved at step") >= together
     begun = [path.parent for path in tmp_path.glob("sweep/*/config.yaml")]

@@ -1,29 +1,28 @@
-"""The verbs that take overrides, driven by Hydra, and what Hydra's errors mean to a user."""
+"""The verbs that take overrides, driven by Hydra."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import DictConfig
 
 from rewarm import sweeps
 from rewarm.checks import check, from_dict, from_hydra
-from rewarm.config import Config, conf_dir, schema
-from rewarm.errors import PreemptedError, RewarmError, UserError, choice, nearest, tell
+from rewarm.compose import explain
+from rewarm.config import Config, conf_dir
+from rewarm.errors import PreemptedError, RewarmError, UserError, nearest, tell
 from rewarm.rundir import RunFolder
 
 FLAGS = (  # those of Hydra's own parser
@@ -31,28 +30,6 @@ FLAGS = (  # those of Hydra's own parser
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--shell-completion", "-sc"),
     *("--hydra-help", "--version", "--experimental-rerun"),
 )
-
-
-def register() -> None:
-    """Make the schema and the resolvers that `conf/` uses known to Hydra and OmegaConf."""
-    ConfigStore.instance().store("schema", schema())
-    OmegaConf.register_new_resolver("times", lambda a, b: float(a) * float(b), replace=True)
-    OmegaConf.register_new_resolver("run_name", sweeps.run_name, replace=True)
-
-
-register()  # on import, because a sweep's worker processes import this module and compose configs of their own
-
-
-def compose_config(*overrides: str) -> Config:
-    """Return the checked config of these overrides, as a verb gets it. Raises `UserError` for a mistake in them."""
-    register()
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return from_hydra(hydra.compose("config", overrides=["run_dir=unused", *overrides]))
-    except RewarmError:
-        raise
-    except Exception as error:
-        raise _explain(error) from error
 
 
 def _config_of(cfg: DictConfig) -> Config:
@@ -120,7 +97,8 @@ def _schedule(cfg: DictConfig) -> None:
 
 
 def _in_sweep(task: Callable[[DictConfig], object], cfg: DictConfig, name: str) -> object:
-    """Do one run of a sweep; say at once, under its name, what went wrong."""
+    """Do one run of a sweep; what it says, and what went wrong, comes at once and under its name."""
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr, force=True)
     sys.stderr.write(f"{name}: starts\n")
     try:
         return task(cfg)
@@ -188,11 +166,11 @@ def run_verb(verb: str, arguments: Sequence[str]) -> None:
     except RewarmError:
         raise
     except HydraException as error:  # before OSError, which one of them is as well
-        raise _explain(error) from error
+        raise explain(error) from error
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; choose another run_dir") from error
     except Exception as error:
-        raise _explain(error) from error
+        raise explain(error) from error
 
 
 def _sweep(verb: str, arguments: Sequence[str]) -> None:
@@ -216,41 +194,3 @@ def _sweep(verb: str, arguments: Sequence[str]) -> None:
         failed = sweeps.failure(folder, failed) if trained else failed
         failed.exit_code = 128 + came[0] if came else failed.exit_code
         raise failed
-
-
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, node):
-        yield f"{prefix}{key}"
-        child = node._get_node(key)  # noqa: SLF001 - reading through [] would resolve missing values
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():  # noqa: SLF001
-            yield from _keys(child, f"{prefix}{key}.")
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, or its name where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _explain(error: Exception) -> UserError:
-    """Return the one line that tells a user what Hydra or OmegaConf found wrong."""
-    text = str(error)
-    cause = error.__cause__ or error
-    if isinstance(error, MissingConfigException):
-        found = re.search(r"Could not find '(?P<group>.+)/(?P<name>[^/']+)'", text)
-        if found:
-            known = re.findall(r"^\t(\S+)$", text.split("Config search path", maxsplit=1)[0], re.MULTILINE)
-            return choice(found["group"], found["name"], known)
-    if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override}: cannot be read as key=value ({first_line(error)})")
-    missing = re.search(r"Could not (?:override|append|delete)[^']*'\+?([^'=]+)", text)
-    if missing and not str(cause).startswith("Value"):
-        key = missing[1].split("@")[0]
-        return UserError(f"{key}: unknown key{nearest(key, _keys(schema()))}")
-    full_key = re.search(r"full_key: (\S+)", str(cause)) or re.search(r"full_key: (\S+)", text)
-    where = full_key[1] if full_key else ""
-    if isinstance(cause, MissingMandatoryValue):
-        return UserError(f"{where}: needs a value; give {where}=…")
-    given = re.search(r"(?:merging override|parsing override) '?(.+?)'?$", first_line(error))
-    what = given[1] if given else where
-    reason = first_line(cause)
-    return UserError(f"{what or ' '.join(sys.argv[1:])}: {reason}")

@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rewarm.config import SIDES, Config, DataConfig, SourceConfig, schema
-from rewarm.errors import UserError, choice, nearest
+from rewarm.errors import UserError, choice, first_line, nearest
 from rewarm.schedules import DECAY_SHAPES, SCHEDULES, SHAPE_PARAMETERS
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
@@ -57,7 +57,7 @@ def source(data: DataConfig, side: str) -> SourceConfig:
         try:
             OmegaConf.update(merged, str(key), item, merge=False)
         except Exception as error:
-            raise UserError(f"data.{side}.{key}={item}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"data.{side}.{key}={item}: {first_line(error)}") from error
     result = OmegaConf.to_object(merged)
     assert isinstance(result, SourceConfig)
     _check_source(side, result)
@@ -215,10 +215,10 @@ def from_hydra(cfg: DictConfig) -> Config:
     try:
         result = OmegaConf.to_object(cfg)
     except InterpolationToMissingValueError as error:  # what was asked for follows another value, which is missing
-        key = str(error).splitlines()[0].split()[-1]
+        key = first_line(error).split()[-1]
         raise UserError(f"{key}: needs a value; give {key}=…") from error
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to another type
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(result, Config)
     for f in fields(Config):
         value = getattr(result, f.name)
@@ -235,7 +235,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     try:
         result = OmegaConf.to_object(OmegaConf.merge(schema(), values))
     except OmegaConfBaseException as error:
-        raise UserError(f"config.yaml: {str(error).splitlines()[0]}") from error
+        raise UserError(f"config.yaml: {first_line(error)}") from error
     assert isinstance(result, Config)
     return result
 

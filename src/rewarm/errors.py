@@ -63,6 +63,11 @@ class DivergedError(RewarmError):
     exit_code = 3
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `, did you mean 'x'?` for the known name nearest to `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -18,7 +18,7 @@ from torch import nn
 from rewarm.config import ModelConfig
 from rewarm.data.hub import WEIGHTS, download, parse_id
 from rewarm.data.tokenizers import ASSETS
-from rewarm.errors import CheckpointError, UserError
+from rewarm.errors import CheckpointError, UserError, first_line
 from rewarm.rundir import RunFolder
 
 UPSTREAM = ASSETS / "upstream"
@@ -251,7 +251,7 @@ def _from_folder(init: Init, attention: str) -> nn.Module:
             f"where you trust it, convert it to safetensors"
         ) from error
     except Exception as error:  # a damaged file gives whatever its reader raises
-        raise CheckpointError(f"init={init.name}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+        raise CheckpointError(f"init={init.name}: cannot be loaded ({first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"init={init.name}: lacks {len(missing)} of the model's weights, {missing[0]} among them"

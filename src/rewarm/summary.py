@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SIDES = ("upstream", "downstream")
+from rewarm.config import SIDES
 
 Values = NDArray[np.float64]
 

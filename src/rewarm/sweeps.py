@@ -19,9 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from rewarm.config import SIDES
 from rewarm.errors import RewarmError, UserError
 from rewarm.rundir import RunFolder
-from rewarm.summary import SIDES
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_SWEEP = re.compile(r"[+~]*(seeds?|arm|run_dir|dry_run|tracker|hydra)\b")
@@ -84,12 +84,6 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         prepared.append(f"run_dir={_default_dir(overrides)}")
     fixed = ["run_dir", "seed", *(o.key_or_group for o in overrides if not o.is_sweep_override())]
     return [*prepared, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
-
-
-def run_name(swept: str, seed: int) -> str:
-    """Return the folder name of a run out of the overrides that differ between runs, and its seed."""
-    name = re.sub(r"(^|,)arm=", r"\1", swept).replace("/", "-")
-    return f"{name},seed={seed}" if name else f"seed={seed}"
 
 
 def finished_runs(folder: Path) -> tuple[list[RunFolder], list[RunFolder]]:

@@ -20,9 +20,10 @@ import huggingface_hub  # noqa: F401 - before the first fork, so that no child i
 from rewarm.config import DataConfig
 from rewarm.data import encoding
 from rewarm.data.documents import Cursor, Document, Source
+from rewarm.data.layout import StoreSpec
 from rewarm.data.producer import Producer
 from rewarm.data.sources import make_source
-from rewarm.data.store import StoreSpec, open_store
+from rewarm.data.store import open_store
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 
 WATCHED = ("open", "os.rename", "socket.connect")

@@ -15,8 +15,9 @@ from rewarm.config import DataConfig
 from rewarm.data import hub as hub_module
 from rewarm.data.documents import Source
 from rewarm.data.hub import Repo, download, list_split, nearest_revisions, parse_id
+from rewarm.data.layout import StoreSpec
 from rewarm.data.sources import make_source
-from rewarm.data.store import StoreSpec, TokenStore, open_store
+from rewarm.data.store import TokenStore, open_store
 from rewarm.data.tokenizers import load_tokenizer
 from rewarm.errors import DataError, UserError
 from tests.conftest import ROOT

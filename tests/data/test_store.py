@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rewarm.data.documents import Cursor, Document
+from rewarm.data.layout import StoreSpec
 from rewarm.data.producer import Producer
-from rewarm.data.store import StoreSpec, TokenStore, open_store
+from rewarm.data.store import TokenStore, open_store
 from rewarm.data.tokenizers import load_tokenizer
 from rewarm.errors import DataError
 from tests.conftest import ListSource, make_documents, make_store

@@ -7,7 +7,8 @@ import pytest
 
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.encoding import encoded
-from rewarm.data.store import StoreSpec, open_store
+from rewarm.data.layout import StoreSpec
+from rewarm.data.store import open_store
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import DataError, UserError
 from tests.conftest import ROOT, ListSource, make_documents

@@ -70,6 +70,7 @@ def test_text_of_a_run_cannot_become_markup(tmp_path: Path) -> None:
 
 def test_the_page_asks_nobody_for_anything(reported: Path) -> None:
     page = (reported / "report" / "index.html").read_text()
+    assert "How should a pretrained model be re-warmed?" in page
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
     assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in page

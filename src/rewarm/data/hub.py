@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from rewarm.cache import cache_dir, make_dir, write_json
 from rewarm.data.shards import FORMATS, format_of
-from rewarm.errors import DataError, RewarmError, UserError, choice
+from rewarm.errors import DataError, RewarmError, UserError, choice, first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -137,14 +137,17 @@ def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
         unanswered += status is None
         wait = next(waits, None)
         if wait is None or unanswered > 1 or (status is not None and not _passing(status)):
-            log.warning("%s: the hub cannot be reached (%s)", repo, _line(reason))
+            log.warning("%s: the hub cannot be reached (%s)", repo, first_line(reason))
             return None
         time.sleep(wait)
 
 
-def _listed(repo: Repo, ask: Callable[[], T]) -> T:
-    """Return what `ask` gets from the hub, asked again while it fails. Raises `DataError` when that lasts."""
-    waits = _waits(START_PATIENCE)
+def _retried(name: str, ask: Callable[[], T], patience: float, failure: str, advice: str) -> T:
+    """Return what `ask` gets from the hub, asked again while it fails, with growing waits.
+
+    Raises `DataError` when that lasts longer than `patience` seconds.
+    """
+    waits = _waits(patience)
     while True:
         try:
             return ask()
@@ -154,17 +157,18 @@ def _listed(repo: Repo, ask: Callable[[], T]) -> T:
             reason = error
         wait = next(waits, None)
         if wait is None:
-            raise DataError(f"{repo}: could not be listed ({_line(reason)}); rerun to try again") from reason
+            raise DataError(f"{name}: {failure} ({first_line(reason)}); {advice}") from reason
+        log.warning("%s: %s; asked again in %.1f s", name, first_line(reason), wait)
         time.sleep(wait)
+
+
+def _listed(repo: Repo, ask: Callable[[], T]) -> T:
+    return _retried(str(repo), ask, START_PATIENCE, "could not be listed", "rerun to try again")
 
 
 def _passing(status: int) -> bool:
     """Return whether an HTTP status may pass by itself."""
     return status in (408, 429) or status >= 500
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _unreachable(repo: Repo) -> HubUnreachableError:
@@ -217,7 +221,9 @@ def download(repo: Repo, patterns: Sequence[str], weights: Sequence[str] = ()) -
     except RewarmError:
         raise
     except Exception as error:  # whatever the HTTP library raises
-        raise DataError(f"{repo}: could not be downloaded ({_line(error)}); a rerun goes on from there") from error
+        raise DataError(
+            f"{repo}: could not be downloaded ({first_line(error)}); a rerun goes on from there"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,7 @@ def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[st
     except ValueError as error:  # the one about subsets names those that there are
         raise UserError(f"{repo}: subset={subset}: {' '.join(str(error).split())}") from error
     except DatasetNotFoundError as error:
-        raise DataError(f"{repo}: could not be listed ({_line(error)})") from error
+        raise DataError(f"{repo}: could not be listed ({first_line(error)})") from error
     splits: Mapping[Any, Sequence[str]] = builder.config.data_files or {}
     by_name = {str(name): files for name, files in splits.items()}
     if split not in by_name:
@@ -347,22 +353,13 @@ class _HubFile(io.RawIOBase):
         return len(data)
 
     def _fetch(self, start: int, stop: int) -> bytes:
-        waits = _waits(self._shard.patience)
-        while True:
-            try:
-                return self._request(start, stop)
-            except DataError:
-                raise
-            except Exception as error:  # whatever the HTTP library raises
-                failure = error
-            wait = next(waits, None)
-            if wait is None:
-                raise DataError(
-                    f"{self._shard.name}: the hub failed for {self._shard.patience:g} s at byte {start:,} "
-                    f"({_line(failure)}); what was tokenised is kept, rerun to go on"
-                ) from failure
-            log.warning("%s: %s; asked again in %.1f s", self._shard.name, _line(failure), wait)
-            time.sleep(wait)
+        return _retried(
+            self._shard.name,
+            lambda: self._request(start, stop),
+            self._shard.patience,
+            f"the hub failed for {self._shard.patience:g} s at byte {start:,}",
+            "what was tokenised is kept, rerun to go on",
+        )
 
     def _request(self, start: int, stop: int) -> bytes:
         from huggingface_hub import get_session

@@ -10,8 +10,9 @@ from rewarm.cache import cache_dir, make_dir
 from rewarm.checks import parse_tokens
 from rewarm.config import SIDES, Config
 from rewarm.data.batches import Batches, BatchSpec
+from rewarm.data.layout import StoreSpec
 from rewarm.data.sources import make_source, open_existing
-from rewarm.data.store import StoreSpec, Tokens, open_store
+from rewarm.data.store import Tokens, open_store
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.data.validation import ValidationSet, validation_set
 from rewarm.plan import Plan, make_plan

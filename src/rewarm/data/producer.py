@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rewarm.cache import exclusive, write_json
 from rewarm.data.documents import Cursor, Document, Source
 from rewarm.data.encoding import encoded
-from rewarm.data.store import StoreSpec, TokenStore
+from rewarm.data.layout import COMPLETE, StoreSpec, committed, is_complete, shard_name
 from rewarm.data.tokenizers import Tokenizer
 from rewarm.errors import DataError, RewarmError
 
@@ -56,12 +56,13 @@ class Producer(threading.Thread):
             self.error.__cause__ = error
 
     def _fill(self) -> None:
-        store = TokenStore(self._folder, self._spec)  # another producer may have been here while we waited
-        if store.complete or store.n_tokens >= self._until:
+        complete = is_complete(self._folder)  # another producer may have been here while we waited
+        shards = list(committed(self._folder, self._spec))
+        self.tokens = sum(shard.tokens for shard in shards)
+        if complete or self.tokens >= self._until:
             return
-        cursor = store.shards[-1].manifest["cursor"] if store.shards else None
-        shard = _OpenShard(self._folder, self._spec, len(store.shards))
-        self.tokens = store.n_tokens
+        cursor = shards[-1].manifest["cursor"] if shards else None
+        shard = _OpenShard(self._folder, self._spec, len(shards))
         with closing(encoded(self._source.documents(cursor), self._tokenizer, self._workers)) as stream:
             for ids, document, position in stream:
                 left = None if self._spec.limit is None else self._spec.limit - self.tokens
@@ -79,7 +80,7 @@ class Producer(threading.Thread):
                 cursor = position
         if shard.size:
             shard.commit(cursor)
-        write_json(self._folder / "complete.json", {"tokens": self.tokens})
+        write_json(self._folder / COMPLETE, {"tokens": self.tokens})
 
 
 class _OpenShard:
@@ -106,7 +107,7 @@ class _OpenShard:
 
     def commit(self, cursor: Cursor | None) -> None:
         """Write the shard durably; the manifest's rename makes it exist."""
-        name = f"shard-{self.number:05d}"
+        name = shard_name(self.number)
         rows = np.array(self._documents, dtype="<i8")
         for suffix, pieces in (("tokens", self._pieces), ("documents", [rows])):
             with (self._folder / f"{name}.{suffix}").open("wb") as file:

@@ -11,7 +11,7 @@ from typing import Any
 import zstandard
 
 from rewarm.data.shards import Shard, content, format_of
-from rewarm.errors import DataError
+from rewarm.errors import DataError, first_line
 
 TEXT_PIECE = 1 << 14
 """A file of text becomes documents of this many bytes or a little more, cut at blank lines."""
@@ -56,7 +56,7 @@ def read_shard(shard: Shard, start: Position, columns: Sequence[str]) -> Iterato
     except FileNotFoundError as error:
         raise DataError(f"{shard.name}: is gone since the stream was listed") from error
     except (EOFError, zlib.error, zstandard.ZstdError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         yield Position(at.record + 1, at.byte), Fault(f"the file is damaged from here on ({reason})")
 
 

@@ -1,26 +1,12 @@
-"""The token store: documents become token ids once, in immutable shards that any number of readers map.
-
-A store is a folder. Its name is a digest of everything that its tokens depend on.
-
-    store.json               what the tokens depend on: source, tokenizer, sizes
-    shard-00000.tokens       token ids, uint16 or uint32, little-endian; an end-of-text token closes each document
-    shard-00000.documents    int64 (n, 3): where each document ends in the shard, its domain's number, its bytes
-    shard-00000.json         the shard's manifest, renamed into place last: what has none does not exist
-    complete.json            written when the source, or the asked-for length, is exhausted
-
-A shard ends with a document, and its manifest holds the source's cursor after it. So a producer that was killed
-goes on after the last shard, and the shards come out the same, byte for byte, however often it was killed.
-"""
+"""The token store: reads shards of token ids, which may still be on their way, and sets going what makes them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +14,12 @@ from tqdm import tqdm
 
 from rewarm.cache import fsync_dir, make_dir, write_json
 from rewarm.data.documents import Source
+from rewarm.data.layout import Shard, StoreSpec, committed, is_complete
+from rewarm.data.producer import Producer
 from rewarm.data.segments import Segments
 from rewarm.data.tokenizers import Tokenizer
 from rewarm.errors import DataError
 
-if TYPE_CHECKING:
-    from rewarm.data.producer import Producer
-
-FORMAT = 1
 POLL_SECONDS = 0.02
 
 
@@ -71,54 +55,6 @@ class Tokens(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A committed shard: its number, where it starts in the store, and its manifest."""
-
-    number: int
-    start: int
-    manifest: Mapping[str, Any]
-
-    @property
-    def tokens(self) -> int:
-        """Return the number of tokens in the shard."""
-        return int(self.manifest["tokens"])
-
-
-@dataclass(frozen=True)
-class StoreSpec:
-    """What a store's tokens depend on. `limit` cuts the store to that many tokens exactly."""
-
-    source: Mapping[str, Any]
-    tokenizer: str
-    end_of_text: int
-    vocab_size: int
-    shard_tokens: int
-    limit: int | None = None
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Return the smallest token type that holds the vocabulary."""
-        return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the spec as `store.json` holds it."""
-        return {
-            "format": FORMAT,
-            "source": dict(self.source),
-            "tokenizer": self.tokenizer,
-            "end_of_text": self.end_of_text,
-            "dtype": self.dtype.name,
-            "shard_tokens": self.shard_tokens,
-            "limit": self.limit,
-        }
-
-    @property
-    def digest(self) -> str:
-        """Return the name that tells this store from every other."""
-        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:24]
-
-
 class TokenStore:
     """Reads a store, which may still be growing: `ensure` waits for tokens, `gather` returns them."""
 
@@ -149,18 +85,12 @@ class TokenStore:
 
     def refresh(self) -> None:
         """Take note of shards that were committed since the last look."""
-        complete = (self.folder / "complete.json").is_file()
-        while not self.complete:
-            number = len(self.shards)
-            manifest_path = self.folder / f"shard-{number:05d}.json"
-            if not manifest_path.is_file():
-                break
-            shard = Shard(number, self.n_tokens, json.loads(manifest_path.read_text()))
-            tokens_path = self.folder / f"shard-{number:05d}.tokens"
-            if tokens_path.stat().st_size != shard.tokens * self.spec.dtype.itemsize:
-                raise DataError(f"{tokens_path}: has not the size that its manifest says; remove {self.folder}")
+        if self.complete:
+            return
+        complete = is_complete(self.folder)  # asked first: what is committed in between is then seen as well
+        for shard in committed(self.folder, self.spec, len(self.shards), self.n_tokens):
             self.shards.append(shard)
-            self._segments.append(tokens_path, shard.tokens)
+            self._segments.append(self.folder / f"{shard.name}.tokens", shard.tokens)
         self.complete = complete
 
     def ensure(self, n_tokens: int) -> None:
@@ -203,14 +133,12 @@ class TokenStore:
             if until is not None and shard.start >= until:
                 return
             names = shard.manifest["domain_names"]
-            rows = np.fromfile(self.folder / f"shard-{shard.number:05d}.documents", dtype="<i8").reshape(-1, 3)
+            rows = np.fromfile(self.folder / f"{shard.name}.documents", dtype="<i8").reshape(-1, 3)
             for end, domain, n_bytes in rows.tolist():
                 yield shard.start + end, names[domain], n_bytes
 
     def produce(self, source: Source, tokenizer: Tokenizer, until: int, workers: int = 0) -> None:
         """Start to fill the store up to `until` tokens in the background, unless they are there."""
-        from rewarm.data.producer import Producer
-
         if not self.complete and self.n_tokens < until:
             self.producer = Producer(self.folder, self.spec, source, tokenizer, until, workers)
             self.producer.start()

@@ -58,7 +58,7 @@ class Candidate:
 
 def _base(schedule: str, options: Options, start_lr: float, seen: Seen) -> Config:
     """Return the config that training would have with this schedule, read as training reads it."""
-    from rewarm.app import compose_config
+    from rewarm.compose import compose_config
 
     readable = SHAPE_PARAMETERS.get(schedule, ())
     return compose_config(

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rewarm.checks import from_hydra
 from rewarm.config import Config, schema
-from rewarm.errors import DataError, RewarmError, UserError
+from rewarm.errors import DataError, RewarmError, UserError, first_line
 from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.schedules import ScheduleSpec, lr_curve
@@ -51,7 +51,7 @@ class Pretraining:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    from rewarm.app import compose_config
+    from rewarm.compose import compose_config
 
     return asdict(compose_config())
 
@@ -69,7 +69,7 @@ def read_config(folder: RunFolder) -> Config:
     try:
         return from_hydra(DictConfig(OmegaConf.merge(schema(), OmegaConf.create(given | values))))
     except (OmegaConfBaseException, UserError) as error:
-        raise DataError(f"{folder.path / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{folder.path / 'config.yaml'}: cannot be read ({first_line(error)})") from error
 
 
 def _published(config: Config, known: Published, step: int | None) -> Pretraining:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewarm.report.records import Arm, thin
+from rewarm.report.records import Arm, Values, thin
 from rewarm.report.select import (
     constant_arm,
     early_family,
@@ -145,25 +145,22 @@ def _style(arms: Sequence[Arm]) -> list[tuple[int, str]]:
     return styles
 
 
+def _line(arm: Arm, label: str, style: tuple[int, str], at: Values, **values: Values) -> Line:
+    """Return the line of `arm` through the points whose tokens are `at`; `values` are its x, y, low and high."""
+    lists = {name: values[name].tolist() if name in values else [] for name in ("x", "y", "low", "high")}
+    return Line(
+        label, arm.name, *style, tokens=at.tolist(), **lists, warmup=arm.one.warmup_tokens, seeds=len(arm.runs)
+    )
+
+
 def _curve_line(arm: Arm, side: str, label: str, style: tuple[int, str], until: float) -> Line:
     tokens, losses = arm.grid(side)
     mean = losses.mean(axis=0)
     shown = np.flatnonzero(tokens <= until)
     at, _ = thin(tokens[shown], mean[shown])
     kept = np.isin(tokens, at)
-    return Line(
-        label=label,
-        arm=arm.name,
-        color=style[0],
-        dash=style[1],
-        tokens=tokens[kept].tolist(),
-        x=tokens[kept].tolist(),
-        y=mean[kept].tolist(),
-        low=losses.min(axis=0)[kept].tolist(),
-        high=losses.max(axis=0)[kept].tolist(),
-        warmup=arm.one.warmup_tokens,
-        seeds=len(arm.runs),
-    )
+    at, y, low, high = (row[kept] for row in (tokens, mean, losses.min(axis=0), losses.max(axis=0)))
+    return _line(arm, label, style, at, x=at, y=y, low=low, high=high)
 
 
 def _range(values: Iterable[float]) -> tuple[float, float]:
@@ -216,19 +213,7 @@ def _path_line(arm: Arm, label: str, style: tuple[int, str], until: float) -> Li
     down_ppl = np.exp(down.mean(axis=0)[np.isin(down_tokens, tokens)])
     at, _ = thin(tokens, up_ppl)
     kept = np.isin(tokens, at)
-    return Line(
-        label=label,
-        arm=arm.name,
-        color=style[0],
-        dash=style[1],
-        tokens=tokens[kept].tolist(),
-        x=down_ppl[kept].tolist(),
-        y=up_ppl[kept].tolist(),
-        low=[],
-        high=[],
-        warmup=arm.one.warmup_tokens,
-        seeds=len(arm.runs),
-    )
+    return _line(arm, label, style, tokens[kept], x=down_ppl[kept], y=up_ppl[kept])
 
 
 def path_chart(chart_id: str, title: str, caption: str, arms: Sequence[Arm], label: Label) -> Chart:
@@ -263,23 +248,10 @@ def tradeoff_chart(arms: Sequence[Arm], labels: Sequence[str]) -> Chart:
     """Return the chart of where all arms ended: upstream against downstream loss, with the Pareto front."""
     lines = []
     for i, (arm, label) in enumerate(zip(arms, labels, strict=True)):
-        ends = [(run.loss("downstream")[1][-1], run.loss("upstream")[1][-1]) for run in arm.runs]
-        x, y = np.mean(ends, axis=0)
-        lines.append(
-            Line(
-                label=label,
-                arm=arm.name,
-                color=i % COLORS,
-                dash="solid",
-                tokens=[arm.tokens],
-                x=[float(x)],
-                y=[float(y)],
-                low=[min(end[1] for end in ends)],
-                high=[max(end[1] for end in ends)],
-                warmup=arm.one.warmup_tokens,
-                seeds=len(arm.runs),
-            )
-        )
+        x, y = np.array([(run.loss("downstream")[1][-1], run.loss("upstream")[1][-1]) for run in arm.runs]).T
+        middle = {"x": x.mean(keepdims=True), "y": y.mean(keepdims=True)}
+        spread = {"low": y.min(keepdims=True), "high": y.max(keepdims=True)}
+        lines.append(_line(arm, label, (i % COLORS, "solid"), np.array([arm.tokens]), **middle, **spread))
     points = [(line.x[0], line.y[0]) for line in lines]
     return Chart(
         id="tradeoff",

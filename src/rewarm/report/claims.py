@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
@@ -64,19 +64,26 @@ class Test:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Evidence:
+    """What the arms hold for and against a claim."""
+
+    arms: Sequence[Arm]
+    """Those looked at."""
+    missing: Sequence[str]
+    """What is not there and would be needed."""
+    tests: Sequence[Test]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Evidence):
     """What the runs say about a claim."""
 
     number: int
     title: str
     claim: str
-    tests: tuple[Test, ...]
-    arms: tuple[Arm, ...]
-    missing: tuple[str, ...]
-    """What is not there and would be needed."""
     command: str
     """What to run where the claim is undecided."""
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def verdict(self) -> str:
@@ -143,8 +150,8 @@ def _share(arm: Arm) -> str:
     return f"{float(arm.one.recipe['warmup']):.3g}"
 
 
-def warmup_length(arms: Sequence[Arm]) -> Verdict:
-    """Judge claim 1."""
+def warmup_length(arms: Sequence[Arm]) -> Evidence:
+    """Return the evidence on claim 1."""
     family = warmup_family(arms)
     lengths = [float(arm.one.recipe["warmup"]) for arm in family]
     missing = [] if len([w for w in lengths if w > 0]) >= 2 else ["two lengths of warm-up or more"]
@@ -166,21 +173,11 @@ def warmup_length(arms: Sequence[Arm]) -> Verdict:
         notes.append(
             f"without warm-up the upstream loss rises by {fmean(spike.values()):.4f} in the first {EARLY:.0%}"
         )
-    return Verdict(
-        1,
-        "Warm-up length does not matter",
-        "The length of the warm-up makes no significant difference to the losses in the end; without any, the loss "
-        "spikes at the start and the spike leaves no lasting mark.",
-        tuple(tests),
-        tuple(family),
-        tuple(missing),
-        "rewarm train -m experiment=warmup_length seeds=3",
-        tuple(notes),
-    )
+    return Evidence(family, missing, tests, notes)
 
 
-def max_lr(arms: Sequence[Arm]) -> Verdict:
-    """Judge claim 2."""
+def max_lr(arms: Sequence[Arm]) -> Evidence:
+    """Return the evidence on claim 2."""
     family = max_lr_family(arms)
     missing = [] if len(family) >= 2 else ["two max LRs or more, all else the same"]
     tests = []
@@ -189,19 +186,11 @@ def max_lr(arms: Sequence[Arm]) -> Verdict:
         for side, below in (("downstream", True), ("upstream", False)):
             samples = _minus(high.at(side, end), low.at(side, end))
             tests.append(Test(f"final {side} loss: highest minus lowest max LR", samples, 0.0, below=below))
-    return Verdict(
-        2,
-        "A higher max LR learns more and forgets more",
-        "A larger max LR ends better downstream and worse upstream; a smaller one the reverse.",
-        tuple(tests),
-        tuple(family),
-        tuple(missing),
-        "rewarm train -m experiment=max_lr seeds=3",
-    )
+    return Evidence(family, missing, tests)
 
 
-def rewarm_and_decay(arms: Sequence[Arm]) -> Verdict:
-    """Judge claim 3."""
+def rewarm_and_decay(arms: Sequence[Arm]) -> Evidence:
+    """Return the evidence on claim 3."""
     reference, constant = reference_arm(max_lr_family(arms)), constant_arm(arms)
     missing = [] if reference else ["a re-warmed arm"]
     missing += [] if constant else ["an arm at the constant LR at which pre-training ended"]
@@ -231,21 +220,11 @@ def rewarm_and_decay(arms: Sequence[Arm]) -> Verdict:
         if stops:
             at = fmean(stop["tokens"] for stop in stops) / constant.one.horizon
             notes.append(f"the constant arm is best, by the sum of both losses, after {at:.0%} of the horizon")
-    return Verdict(
-        3,
-        "Re-warming and decaying is needed",
-        "Re-warming and then decaying is needed to learn downstream well; a constant LR is better upstream at first, "
-        "and that advantage disappears with enough tokens.",
-        tuple(tests),
-        tuple(arm for arm in (reference, constant) if arm),
-        tuple(missing),
-        "rewarm train -m experiment=max_lr seeds=3",
-        tuple(notes),
-    )
+    return Evidence([arm for arm in (reference, constant) if arm], missing, tests, notes)
 
 
-def from_scratch(arms: Sequence[Arm]) -> Verdict:
-    """Judge claim 4."""
+def from_scratch(arms: Sequence[Arm]) -> Evidence:
+    """Return the evidence on claim 4."""
     family, scratch, constant = max_lr_family(arms), scratch_arm(arms), constant_arm(arms)
     missing = [] if family else ["a re-warmed arm"]
     missing += [] if scratch else ["an arm from scratch"]
@@ -267,21 +246,11 @@ def from_scratch(arms: Sequence[Arm]) -> Verdict:
         ahead = tokens[loss.mean(axis=0) < np.interp(tokens, at, other.mean(axis=0))]
         share = f"after {ahead[0] / scratch.one.horizon:.0%} of the horizon" if len(ahead) else "never"
         notes.append(f"scratch passes the constant arm {share}; in the paper after about 67 %")
-    return Verdict(
-        4,
-        "Keeping the old model beats training anew",
-        "Every re-warmed model ends better downstream than one trained from scratch; scratch passes the model at a "
-        "constant LR after about two thirds of the horizon.",
-        tuple(tests),
-        tuple(looked_at),
-        tuple(missing),
-        "rewarm train -m experiment=from_scratch seeds=3",
-        tuple(notes),
-    )
+    return Evidence(looked_at, missing, tests, notes)
 
 
-def same_data(arms: Sequence[Arm]) -> Verdict:
-    """Judge claim 5."""
+def same_data(arms: Sequence[Arm]) -> Evidence:
+    """Return the evidence on claim 5."""
     family = max_lr_family(arms, train="upstream")
     missing = [] if family else ["a re-warmed arm that goes on with upstream data (data.train=upstream)"]
     tests: list[Test] = []
@@ -298,21 +267,11 @@ def same_data(arms: Sequence[Arm]) -> Verdict:
         if end > 1.05 * at:
             late = fmean(_minus(reference.at("upstream", end), start))
             notes.append(f"after {end / horizon:.0%} of the horizon it is {late:+.4f} from the start")
-    return Verdict(
-        5,
-        "Re-warming hurts on the same data too",
-        "Re-warming on the data of pre-training raises its loss as well, so the optimizer causes it and not only the "
-        "shift; the model does not recover within the run.",
-        tuple(tests),
-        tuple(family),
-        tuple(missing),
-        "rewarm train -m experiment=same_data seeds=3",
-        tuple(notes),
-    )
+    return Evidence(family, missing, tests, notes)
 
 
-def early_checkpoints(arms: Sequence[Arm]) -> Verdict:
-    """Judge claim 6."""
+def early_checkpoints(arms: Sequence[Arm]) -> Evidence:
+    """Return the evidence on claim 6."""
     family = early_family(arms)
     missing = [] if family else ["the same recipe from two checkpoints of one pre-training"]
     tests: list[Test] = []
@@ -329,15 +288,7 @@ def early_checkpoints(arms: Sequence[Arm]) -> Verdict:
         mean = _minus(_mean_loss(early, at), _mean_loss(last, at))
         tests.append(Test(f"downstream loss after {at / early.one.horizon:.0%}: {name}", final, 0.0))
         tests.append(Test(f"mean downstream loss until then: {name}", mean, 0.0))
-    return Verdict(
-        6,
-        "The latest checkpoint is the best start",
-        "An earlier checkpoint learns downstream neither faster nor better; the latest is best.",
-        tuple(tests),
-        tuple(family),
-        tuple(missing),
-        "rewarm train -m experiment=early_checkpoint seeds=3",
-    )
+    return Evidence(family, missing, tests)
 
 
 def _mean_loss(arm: Arm, until: float) -> dict[int, float]:
@@ -350,16 +301,69 @@ def _mean_loss(arm: Arm, until: float) -> dict[int, float]:
     return means
 
 
-CLAIMS: tuple[Callable[[Sequence[Arm]], Verdict], ...] = (
-    warmup_length,
-    max_lr,
-    rewarm_and_decay,
-    from_scratch,
-    same_data,
-    early_checkpoints,
+@dataclass(frozen=True)
+class Claim:
+    """A claim, what gives the evidence on it, and the experiment that is made for it."""
+
+    evidence: Callable[[Sequence[Arm]], Evidence]
+    experiment: str
+    title: str
+    text: str
+
+
+CLAIMS = (
+    Claim(
+        warmup_length,
+        "warmup_length",
+        "Warm-up length does not matter",
+        "The length of the warm-up makes no significant difference to the losses in the end; without any, the "
+        "loss spikes at the start and the spike leaves no lasting mark.",
+    ),
+    Claim(
+        max_lr,
+        "max_lr",
+        "A higher max LR learns more and forgets more",
+        "A larger max LR ends better downstream and worse upstream; a smaller one the reverse.",
+    ),
+    Claim(
+        rewarm_and_decay,
+        "max_lr",
+        "Re-warming and decaying is needed",
+        "Re-warming and then decaying is needed to learn downstream well; a constant LR is better upstream at "
+        "first, and that advantage disappears with enough tokens.",
+    ),
+    Claim(
+        from_scratch,
+        "from_scratch",
+        "Keeping the old model beats training anew",
+        "Every re-warmed model ends better downstream than one trained from scratch; scratch passes the model "
+        "at a constant LR after about two thirds of the horizon.",
+    ),
+    Claim(
+        same_data,
+        "same_data",
+        "Re-warming hurts on the same data too",
+        "Re-warming on the data of pre-training raises its loss as well, so the optimizer causes it and not "
+        "only the shift; the model does not recover within the run.",
+    ),
+    Claim(
+        early_checkpoints,
+        "early_checkpoint",
+        "The latest checkpoint is the best start",
+        "An earlier checkpoint learns downstream neither faster nor better; the latest is best.",
+    ),
 )
 
 
 def judge(arms: Sequence[Arm]) -> list[Verdict]:
     """Return the verdict on each claim, from arms of one setting."""
-    return [claim(arms) for claim in CLAIMS]
+    return [
+        Verdict(
+            **vars(claim.evidence(arms)),
+            number=number,
+            title=claim.title,
+            claim=claim.text,
+            command=f"rewarm train -m experiment={claim.experiment} seeds=3",
+        )
+        for number, claim in enumerate(CLAIMS, start=1)
+    ]

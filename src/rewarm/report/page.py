@@ -96,10 +96,12 @@ def _run(run: Run) -> dict[str, Any]:
 def page(studies: Sequence[Study], runs: Sequence[Run], forecasts: Sequence[str], refresh: int | None = None) -> str:
     """Return the page; with `refresh` it loads itself again after that many seconds."""
     names = sorted({str(run.config["experiment"]["name"]) for run in runs if run.config["experiment"]["name"]})
+    questions = dict.fromkeys(question for run in runs if (question := run.config["experiment"].get("question")))
     unfinished = sum(run.summary is None for run in runs)
     content = {
         "title": "rewarm: " + (", ".join(names) or ", ".join(run.name for run in runs[:3])),
-        "subtitle": f"{len(runs)} runs"
+        "subtitle": "".join(f"{question} · " for question in questions)
+        + f"{len(runs)} runs"
         + (f", {unfinished} not finished" if unfinished else "")
         + f" · written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
         "palette": PALETTE,

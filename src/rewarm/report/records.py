@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rewarm.checks import parse_tokens
+from rewarm.config import SIDES
 from rewarm.errors import DataError, UserError
 from rewarm.rundir import RunFolder
-from rewarm.summary import SIDES
 
 Values = NDArray[np.float64]
 

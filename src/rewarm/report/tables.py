@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from rewarm.config import SIDES
 from rewarm.report.charts import labels_of
 from rewarm.report.records import Arm, Run
-from rewarm.summary import SIDES, best_stop, rewarming
+from rewarm.summary import best_stop, rewarming
 
 COLUMNS = {
     "arm": "arm",

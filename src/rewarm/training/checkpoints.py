@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rewarm.cache import fsync_dir, storing, write_json
-from rewarm.errors import CheckpointError
+from rewarm.errors import CheckpointError, first_line
 from rewarm.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _fill(aside: Path, snapshot: Snapshot, model: Any, tokenizer_folder: Path | 
         save_file(snapshot.weights, aside / "model.safetensors", metadata={"format": "pt"})
         torch.save(snapshot.state, aside / "state.pt")
     except (SafetensorError, RuntimeError) as error:  # what their own code makes of an error of the disk
-        raise OSError(None, str(error).splitlines()[0]) from error
+        raise OSError(None, first_line(error)) from error
     # safetensors lets only the owner read; a checkpoint is as readable as the rest of the run.
     shutil.copymode(aside / "config.json", aside / "model.safetensors")
     files = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from rewarm.config import SIDES, Config
@@ -32,7 +33,9 @@ Metrics = dict[str, float]
 def describe(tokens: int, metrics: Metrics) -> str:
     """Return an evaluation in one line."""
     sides = ", ".join(f"{side} {metrics[f'{side}/loss']:.4f}" for side in SIDES)
-    return f"{tokens:,} tokens: loss {sides}, lr {metrics['lr']:.3g}, {metrics['tokens_per_second']:,.0f} tokens/s"
+    speed = metrics["tokens_per_second"]
+    known = f", {speed:,.0f} tokens/s" if math.isfinite(speed) else ""
+    return f"{tokens:,} tokens: loss {sides}, lr {metrics['lr']:.3g}{known}"
 
 
 @dataclass
@@ -101,12 +104,21 @@ class Loop:
 
     def update(self) -> None:
         """Do one optimizer step on the batch of the next step. Nothing here waits for the device."""
+        state, step = self.state, self.state.step + 1
+        with record_function("batch"):
+            share = distributed.share(self.config.train.batch_size)
+            rows = self.data.batches.rows(step, share.start, share.stop)
+            windows = torch.from_numpy(rows).to(self.precision.device, non_blocking=True)
+        with record_function("forward and backward"):
+            loss = self._gradients(windows)
+        with record_function("optimizer"):
+            self._apply(loss, step)
+        state.step = step
+        state.tokens += self.plan.tokens_per_step
+
+    def _apply(self, loss: Tensor, step: int) -> None:
+        """Clip the gradients and take the optimizer's step, unless something in it is not finite."""
         state, clip = self.state, self.config.optimizer.clip
-        step = state.step + 1
-        share = distributed.share(self.config.train.batch_size)
-        rows = self.data.batches.rows(step, share.start, share.stop)
-        windows = torch.from_numpy(rows).to(self.precision.device, non_blocking=True)
-        loss = self._gradients(windows)
         gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / state.scaler.scale
         found_inf = distributed.any_of((~torch.isfinite(norm + loss)).float())
@@ -121,8 +133,6 @@ class Loop:
         optimizer.zero_grad(set_to_none=True)
         state.scaler.update(found_inf)
         state.add(loss, norm, found_inf)
-        state.step = step
-        state.tokens += self.plan.tokens_per_step
 
     def _gradients(self, windows: Tensor) -> Tensor:
         """Do what `_accumulate_gradients` does, in smaller parts where the device runs out of memory."""

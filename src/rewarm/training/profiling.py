@@ -19,17 +19,25 @@ WAIT, WARM_UP, ACTIVE = 4, 1, 3
 ROWS = 40
 
 
+def make_profiler(folder: Path, steps: int) -> StepProfiler | None:
+    """Return the profiler of a run that has `steps` left; None, and a warning, where they are too few."""
+    wait = min(WAIT, steps - WARM_UP - ACTIVE)
+    if wait < 0:
+        log.warning("profile=true: %d steps are too few to be profiled; give a larger budget", steps)
+        return None
+    return StepProfiler(folder, wait)
+
+
 class StepProfiler:
     """Profiles a few steps into a folder: `trace.json` for a trace viewer (Perfetto), and `table.txt` to read."""
 
-    def __init__(self, folder: Path, steps: int) -> None:
-        self.folder = make_dir(folder, "profile")
+    def __init__(self, folder: Path, wait: int) -> None:
+        self.folder = make_dir(folder, "run_dir")
         activities = [ProfilerActivity.CPU]
         self._by = "self_cpu_time_total"
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
             self._by = "self_device_time_total"
-        wait = max(0, min(WAIT, steps - WARM_UP - ACTIVE))
         self._profile = profile(
             activities=activities,
             schedule=schedule(wait=wait, warmup=WARM_UP, active=ACTIVE, repeat=1),

@@ -34,7 +34,7 @@ from rewarm.training.agreement import agreed, check_divides
 from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.loop import Loop
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_device, resolve_precision
-from rewarm.training.profiling import StepProfiler
+from rewarm.training.profiling import make_profiler
 from rewarm.training.resume import check_continues, check_same_data, describe_seam, extend, extensions
 from rewarm.training.saving import Saver
 from rewarm.training.signals import StopRequest
@@ -214,9 +214,8 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
             StopRequest(config.max_hours, distributed.largest) as stop,
             ExitStack() as more,
         ):
-            if config.profile:
-                steps = loop.plan.steps - state.step
-                loop.updated = more.enter_context(StepProfiler(folder.path / "profile", steps)).step
+            if config.profile and (profiler := make_profiler(folder.path / "profile", loop.plan.steps - state.step)):
+                loop.updated = more.enter_context(profiler).step
 
             def stop_asked() -> bool:
                 saver.check()
