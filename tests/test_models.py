@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rewarm.errors import CheckpointError, UserError
-from rewarm.models import Init, check_fits, load_model, resolve_init, token_losses
+from rewarm.losses import TokenLoss
+from rewarm.models import Init, check_fits, load_model, resolve_init
 from tests.conftest import make_config
 from tests.hub import Hub
 from tests.hub.content import MODEL, SHAPE, pythia, tokenizer_json
@@ -146,7 +147,7 @@ def test_other_architectures_are_trained_too(kind: str, tmp_path: Path) -> None:
     for init in (str(folder), "scratch"):
         model = load(init, *overrides)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
-        losses = token_losses(model, windows)
+        losses = TokenLoss(model).each(windows)
         assert losses.shape == (2, 16)
         assert losses.mean().item() == pytest.approx(math.log(320), abs=0.5)
         tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight  # type: ignore[operator]

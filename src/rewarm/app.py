@@ -22,7 +22,7 @@ from rewarm import sweeps
 from rewarm.checks import check, from_dict, from_hydra
 from rewarm.compose import explain
 from rewarm.config import Config, conf_dir
-from rewarm.errors import PreemptedError, RewarmError, UserError, nearest
+from rewarm.errors import PreemptedError, RewarmError, UserError, nearest, tell
 from rewarm.rundir import RunFolder
 
 FLAGS = (  # those of Hydra's own parser
@@ -131,7 +131,7 @@ def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
         except RewarmError as error:
             if job.mode == RunMode.MULTIRUN:
                 raise  # the sweep goes on; Hydra raises the first failure at its end
-            sys.stderr.write(f"rewarm: {error}\n")
+            tell(error)
             sys.exit(error.exit_code)
         except Exception:
             traceback.print_exc()

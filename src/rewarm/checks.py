@@ -177,6 +177,8 @@ def _check_numbers(c: Config) -> None:
     _require(c.data.workers >= 0, f"data.workers={c.data.workers}: must not be negative")
     bad, patience = c.data.max_bad_share, c.data.patience
     _require(0 <= bad < 1, f"data.max_bad_share={bad}: is a share and must lie in 0..1, below 1")
+    peak = c.train.peak_tflops
+    _require(peak is None or peak > 0, f"train.peak_tflops={peak}: must be above 0")
     speed = c.train.tokens_per_second
     _require(speed is None or speed > 0, f"train.tokens_per_second={speed}: must be above 0")
     _require(patience >= 0, f"data.patience={patience}: must not be negative")

@@ -184,10 +184,12 @@ class TrainConfig:
     """Steps between two lines of training metrics; each is the mean since the last."""
     max_bad_steps: int = 25
     """Non-finite steps in a row after which the run stops."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
+    compile: bool | None = None
+    """Compile the model with torch.compile; null: where the run is long enough for that to save time."""
     threads: int | None = None
     """CPU threads; torch's own choice where not given."""
+    peak_tflops: float | None = None
+    """What the device can do, in TFLOP/s, for the metric mfu; known for common GPUs, else mfu is left out."""
     tokens_per_second: float | None = None
     """dry_run: the speed to work the hours out with; those of several speeds where not given."""
 
@@ -297,6 +299,8 @@ class Config:
     """Folder of the run, or of all runs of a sweep."""
     dry_run: bool = False
     """Print what the run would be, and do nothing."""
+    profile: bool = False
+    """Profile a few steps into the folder profile/ of the run: a trace, and a table of where the time went."""
     tasks: list[str] = field(default_factory=list)
     """rewarm eval: tasks of lm-evaluation-harness to score, by name or by the path of a task file."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -75,6 +75,12 @@ def shape_of(model: ModelConfig) -> Shape | None:
         return None
 
 
+def flops_per_token(config: Config) -> int | None:
+    """Return the floating-point operations of training for one token; None where the model's shape is not known."""
+    shape = shape_of(config.model)
+    return shape.flops(config.train.context) if shape else None
+
+
 def _local_config(name: str) -> Path | None:
     path = Path(name).expanduser() / "config.json"
     if path.is_file():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rewarm.config import ModelConfig
 from rewarm.data.hub import WEIGHTS, download, parse_id
@@ -293,14 +293,3 @@ def check_fits(model: nn.Module, context: int, vocab_size: int) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters())
-
-
-def token_losses(model: nn.Module, windows: Tensor) -> Tensor:
-    """Return the loss of each predicted token in nats, FP32, of shape (n, context).
-
-    `windows` is (n, context + 1): every token after the first is predicted from those before it.
-    """
-    logits: Tensor = model(input_ids=windows[:, :-1], use_cache=False).logits
-    targets = windows[:, 1:]
-    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view_as(targets)

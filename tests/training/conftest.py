@@ -12,6 +12,7 @@ from rewarm.config import Config
 from rewarm.data.batches import Batches
 from rewarm.data.prepare import RunData, batch_spec
 from rewarm.data.validation import validation_set
+from rewarm.losses import TokenLoss
 from rewarm.models import load_model, resolve_init
 from rewarm.plan import make_plan
 from rewarm.training.loop import Loop, Metrics
@@ -55,6 +56,7 @@ def make_loop(fixed_data: Callable[[Config], RunData]) -> Build:
             config=config,
             plan=make_plan(config),
             state=TrainState(model, make_optimizer(model, config.optimizer), scaler),
+            token_loss=TokenLoss(model),
             data=fixed_data(config),
             precision=precision,
             micro_batch_size=config.train.micro_batch_size or config.train.batch_size,

@@ -14,7 +14,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -95,13 +95,20 @@ def _command(arguments: Sequence[str], environment: dict[str, str], output: str,
 class Command:
     """`rewarm ARGUMENTS`, started; `output` is what it wrote so far to stdout and stderr."""
 
-    def __init__(self, arguments: Sequence[str], output: Path, fault: Fault | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        output: Path,
+        fault: Fault | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         # The server that processes are forked from looks for modules only there.
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.training.preload"])
         self._output = output
-        target = (list(arguments), os.environ | {"OMP_NUM_THREADS": "1"}, str(output), fault)
+        variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
+        target = (list(arguments), variables, str(output), fault)
         self.process: ForkServerProcess = context.Process(target=_command, args=target)
         self.process.start()
 

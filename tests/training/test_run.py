@@ -18,12 +18,13 @@ from rewarm.rundir import RunFolder
 from tests.conftest import SMALL, make_config, rewarm
 
 OVERRIDES = (*SMALL, "init=scratch", "data.validation_tokens=2048", "evaluation.batch_size=16", "checkpoint.every=5")
+FIRST = ("profile=true", "train.peak_tflops=0.1")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    done = rewarm("train", *OVERRIDES, "run_dir=run", cwd=folder)
+    done = rewarm("train", *OVERRIDES, *FIRST, "run_dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if line][:3] == ["perplexity", "upstream", "downstream"]
@@ -53,11 +54,27 @@ def test_metrics_have_the_public_keys(finished: Path) -> None:
     }
     assert rows[3].keys() == {
         *("step", "tokens", "lr", "train/loss", "grad_norm"),
-        *("loss_scale", "skipped", "tokens_per_second"),
+        *("loss_scale", "skipped", "tokens_per_second", "mfu"),
     }
     assert rows[10]["tokens"] == 1280
     assert rows[10]["train/loss"] < rows[1]["train/loss"]
     assert rows[10]["upstream/ppl"] == pytest.approx(math.exp(rows[10]["upstream/loss"]))
+
+
+def test_mfu_is_the_share_of_the_peak_that_the_models_products_take(finished: Path) -> None:
+    matrices = 4 * (4 * 128 * 128 + 2 * 128 * 512) + 128 * 4096
+    flops_per_token = 6 * matrices + 12 * 4 * 128 * 32
+    last = RunFolder(finished).read_metrics()[-1]
+    assert last["mfu"] == pytest.approx(last["tokens_per_second"] * flops_per_token / 0.1e12, rel=0.02)
+
+
+def test_a_profile_says_where_the_time_of_a_step_went(finished: Path) -> None:
+    table = (finished / "profile/table.txt").read_text()
+    assert table.startswith("3 steps\n")
+    for row in ("aten::mm", "batch", "forward and backward", "optimizer"):
+        assert row in table
+    events = json.loads((finished / "profile/trace.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "optimizer" and event.get("ph") == "X" for event in events) == 3
 
 
 def test_transformers_loads_the_checkpoint_and_finds_the_logged_perplexity(finished: Path) -> None:

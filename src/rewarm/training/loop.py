@@ -9,16 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData
-from rewarm.errors import DivergedError
+from rewarm.errors import DivergedError, RewarmError
 from rewarm.evaluation import evaluate
-from rewarm.models import token_losses
+from rewarm.losses import TokenLoss
 from rewarm.plan import Plan
 from rewarm.schedules import lr
+from rewarm.training import distributed
+from rewarm.training.microbatch import next_smaller
 from rewarm.training.precision import Precision
 from rewarm.training.state import TrainState
 
@@ -42,6 +45,7 @@ class Loop:
     config: Config
     plan: Plan
     state: TrainState
+    token_loss: TokenLoss
     data: RunData
     precision: Precision
     micro_batch_size: int
@@ -51,25 +55,38 @@ class Loop:
     """Called when a checkpoint is due."""
     stop_asked: Callable[[], bool] = lambda: False
     """Asked after every step: whether to save and leave."""
+    updated: Callable[[], None] = lambda: None
+    """Called after every update."""
+    micro_batch_shrunk: Callable[[int], None] = lambda _: None
+    """Called with a smaller micro-batch that is used from now on, because the device ran out of memory."""
+    peak_tokens_per_second: float | None = None
+    """What the device could do if it did nothing but the model's products, for the metric `mfu`."""
     training_seconds: float = 0.0
     """Time spent in updates, evaluations and checkpoints left out."""
     _timed: tuple[float, int] = field(default=(0.0, 0))
+    _trained: nn.Module = field(init=False)
+    """What goes forward and backward: `token_loss`, alone or as several processes share it."""
+
+    def __post_init__(self) -> None:
+        self._trained = distributed.replicate(self.token_loss, self.precision.device)
 
     def run(self) -> bool:
         """Train from the state's step to the last one; return False where it was asked to stop before."""
         if self.state.step == 0:
             self._log(self._evaluate())
         total = self.plan.steps * self.plan.tokens_per_step
-        with tqdm(total=total, initial=self.state.tokens, unit="tok", unit_scale=True, disable=None) as bar:
+        hidden = None if distributed.is_first() else True
+        with tqdm(total=total, initial=self.state.tokens, unit="tok", unit_scale=True, disable=hidden) as bar:
             while self.state.step < self.plan.steps:
                 start = time.perf_counter()
                 self.update()
+                self.updated()
                 step = self.state.step
                 metrics = self._training_metrics() if self.plan.logs(step) else {}
                 self.training_seconds += time.perf_counter() - start
                 bar.update(self.plan.tokens_per_step)
                 if metrics:
-                    metrics["tokens_per_second"] = self._tokens_per_second()
+                    metrics |= self._speed()
                     bar.set_postfix(loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['lr']:.2e}", refresh=False)
                     if self.plan.evaluates(step):
                         metrics |= self._evaluate()
@@ -79,6 +96,7 @@ class Loop:
                 stop = self.stop_asked()
                 if self.plan.saves(step) or stop:
                     self._check_finite()
+                    self.state.gather_sums()
                     self.save()
                 if stop and step < self.plan.steps:
                     return False
@@ -86,13 +104,24 @@ class Loop:
 
     def update(self) -> None:
         """Do one optimizer step on the batch of the next step. Nothing here waits for the device."""
+        state, step = self.state, self.state.step + 1
+        with record_function("batch"):
+            share = distributed.share(self.config.train.batch_size)
+            rows = self.data.batches.rows(step, share.start, share.stop)
+            windows = torch.from_numpy(rows).to(self.precision.device, non_blocking=True)
+        with record_function("forward and backward"):
+            loss = self._gradients(windows)
+        with record_function("optimizer"):
+            self._apply(loss, step)
+        state.step = step
+        state.tokens += self.plan.tokens_per_step
+
+    def _apply(self, loss: Tensor, step: int) -> None:
+        """Clip the gradients and take the optimizer's step, unless something in it is not finite."""
         state, clip = self.state, self.config.optimizer.clip
-        step = state.step + 1
-        windows = torch.from_numpy(self.data.batches[step]).to(self.precision.device, non_blocking=True)
-        loss = self._accumulate_gradients(windows)
         gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / state.scaler.scale
-        found_inf = (~torch.isfinite(norm + loss)).float()
+        found_inf = distributed.any_of((~torch.isfinite(norm + loss)).float())
         # The fused step divides by `grad_scale`, which undoes the loss scale and clips in one pass, and leaves
         # weights and moments alone where `found_inf` is 1.
         optimizer = state.optimizer
@@ -103,19 +132,47 @@ class Loop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.scaler.update(found_inf)
-        state.add(loss, norm)
-        state.step = step
-        state.tokens += self.plan.tokens_per_step
+        state.add(loss, norm, found_inf)
+
+    def _gradients(self, windows: Tensor) -> Tensor:
+        """Do what `_accumulate_gradients` does, in smaller parts where the device runs out of memory."""
+        while True:
+            try:
+                return self._accumulate_gradients(windows)
+            except torch.OutOfMemoryError as error:
+                smaller = next_smaller(len(windows), self.micro_batch_size)
+                if distributed.size() > 1 and smaller is not None:
+                    raise RewarmError(
+                        f"train.micro_batch_size={self.micro_batch_size}: does not fit the device's memory, and "
+                        f"several processes cannot change it on the way; give train.micro_batch_size={smaller}"
+                    ) from None
+                if smaller is None:
+                    raise RewarmError(
+                        f"train.context={self.config.train.context}: not even one sequence fits the device's memory; "
+                        f"give a shorter context or a smaller model ({str(error).splitlines()[0]})"
+                    ) from None
+            self.state.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            log.warning("out of memory: %d sequences at once from now on, not %d", smaller, self.micro_batch_size)
+            self.micro_batch_size = smaller
+            self.micro_batch_shrunk(smaller)
 
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
-        """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim."""
-        loss = torch.zeros((), device=self.precision.device)
-        for micro in torch.split(windows, self.micro_batch_size):
-            with self.precision.autocast():
-                part = token_losses(self.state.model, micro).sum() / self.plan.tokens_per_step
-            (part * self.state.scaler.scale).backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-        return loss
+        """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim.
+
+        Of several processes each returns its own part of the mean, and all have the gradient of the whole.
+        """
+        scale = self.state.scaler.scale
+        factor = scale * distributed.size()  # because gradients are averaged over the processes
+        scaled = torch.zeros((), device=self.precision.device)
+        parts = torch.split(windows, self.micro_batch_size)
+        for number, micro in enumerate(parts, 1):
+            with distributed.sharing_gradients(self._trained, now=number == len(parts)):
+                with self.precision.autocast():
+                    part = self._trained(micro, factor / self.plan.tokens_per_step)
+                part.backward()
+            scaled += part.detach()
+        return scaled / factor
 
     def _training_metrics(self) -> Metrics:
         """Return the metrics of the steps since the last line. Here the host waits for the device."""
@@ -142,18 +199,20 @@ class Loop:
                 f"the last checkpoint is kept; lower max_lr, or lengthen warmup"
             )
 
-    def _tokens_per_second(self) -> float:
-        """Return the speed since the last call, or NaN where no time has passed."""
+    def _speed(self) -> Metrics:
+        """Return the speed since the last call, NaN the first time, which compiles and allocates."""
         seconds, tokens = self._timed
         self._timed = (self.training_seconds, self.state.tokens)
         elapsed = self.training_seconds - seconds
-        return (self.state.tokens - tokens) / elapsed if tokens and elapsed > 0 else math.nan
+        speed = (self.state.tokens - tokens) / elapsed if tokens and elapsed > 0 else math.nan
+        mfu = {} if self.peak_tokens_per_second is None else {"mfu": speed / self.peak_tokens_per_second}
+        return {"tokens_per_second": speed, **mfu}
 
     def _evaluate(self) -> Metrics:
         """Score both validation sets. A loss that is not finite is logged as it is, and training goes on."""
         scores: Metrics = {}
         for side, data in {"upstream": self.data.upstream, "downstream": self.data.downstream}.items():
-            found = evaluate(self.state.model, data, self.precision, self.config.evaluation.batch_size)
+            found = evaluate(self.token_loss, data, self.precision, self.config.evaluation.batch_size)
             scores |= {f"{side}/{key}": value for key, value in found.items()}
             if not math.isfinite(found["loss"]):
                 log.warning("%s loss is %g at step %d; training goes on", side, found["loss"], self.state.step)

@@ -29,6 +29,20 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+PEAK_TFLOPS = {"H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "GH200": 989.4, "A100": 312.0, "L40S": 362.0}
+"""Dense products of 16-bit numbers, FP32 sums, in TFLOP/s by what a device's name holds (NVIDIA's data sheets)."""
+
+
+def peak_flops(given_tflops: float | None, precision: Precision) -> float | None:
+    """Return the floating-point operations a second that the device can do at best; None where that is not known."""
+    if given_tflops is not None:
+        return given_tflops * 1e12
+    if precision.device.type != "cuda" or precision.name == "fp32":
+        return None
+    name = torch.cuda.get_device_name(precision.device)
+    return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
 @functools.cache
 def cpu_is_fast_at_bf16() -> bool:
     """Return whether matrix products on this CPU are faster in BF16 than in FP32, by measurement (~20 ms)."""

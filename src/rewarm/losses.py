@@ -1,0 +1,162 @@
+"""The next-token loss of a model, without ever holding all its logits.
+
+A model's output matrix and its cross-entropy cost more memory than the rest of it: 2,048 tokens over a vocabulary of
+50,304 are 412 MB of logits in FP32, and as much again for their gradient. Here both are worked out for a few rows of
+hidden states at a time, and the gradient at once with the loss, so that nothing is kept and nothing computed twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CPU_LOGITS_AT_ONCE = 1 << 21
+"""8 MB in FP32, which stay in a cache."""
+GPU_LOGITS_AT_ONCE = 1 << 27
+"""Enough rows to fill the matrix units at any vocabulary."""
+
+
+def rows_at_once(vocab_size: int, device: torch.device) -> int:
+    """Return for how many tokens logits are held at a time."""
+    most = CPU_LOGITS_AT_ONCE if device.type == "cpu" else GPU_LOGITS_AT_ONCE
+    return max(1, most // vocab_size)
+
+
+def _logits(hidden: Tensor, head: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """Return logits in FP32 (FP64 where `dtype` is), whatever type they are multiplied in."""
+    bias = None if head.bias is None else head.bias.to(dtype)
+    logits = nn.functional.linear(hidden, head.weight.to(dtype), bias)
+    return logits.to(torch.promote_types(dtype, torch.float32))
+
+
+class _ScaledLoss(torch.autograd.Function):
+    """`factor` times the summed cross-entropy of a linear layer's output.
+
+    The gradient is `factor * (softmax(logits) - onehot(target))`, as in Liger Kernel's fused linear cross-entropy
+    (Hsu et al. 2024), computed while the logits are at hand. `factor` is in it before it is rounded to the type of
+    the products, so that FP16 underflows no sooner than it would with whole logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401  # autograd's own object
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        factor: Tensor,
+        dtype: torch.dtype,
+        rows: int,
+    ) -> Tensor:
+        exact = torch.promote_types(dtype, torch.float32)
+        cast_hidden, cast_weight = hidden.to(dtype), weight.to(dtype)
+        cast_bias = None if bias is None else bias.to(dtype)
+        grad_hidden = torch.empty_like(cast_hidden)
+        grad_weight = torch.zeros_like(weight, dtype=exact)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            part, wanted = cast_hidden[start : start + rows], targets[start : start + rows, None]
+            logits = nn.functional.linear(part, cast_weight, cast_bias)
+            log_p = torch.log_softmax(logits, -1, dtype=exact)
+            ours = log_p.gather(1, wanted)
+            total -= ours.sum()
+            # From here on in place, and rounded in the last pass: these passes are most of the time beside products.
+            difference = log_p.exp_().scatter_add_(1, wanted, torch.full_like(ours, -1.0))
+            grad = torch.mul(difference, factor, out=torch.empty_like(logits))
+            grad_hidden[start : start + rows] = grad @ cast_weight
+            grad_weight += grad.T @ part
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight, grad_bias)
+        return total * factor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        hidden, weight, bias = ctx.saved_tensors
+        return hidden * grad, weight * grad, None if bias is None else bias * grad, None, None, None, None
+
+
+def linear_head(model: nn.Module) -> nn.Linear | None:
+    """Return the output layer of a transformers model where logits are just that layer of the last hidden states.
+
+    Some architectures scale or cap their logits, or shift them on the way. So it is tried: both ways, on a few
+    tokens.
+    """
+    any_model = cast("Any", model)
+    head = any_model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or any_model.base_model is model:
+        return None
+    tokens = torch.arange(8, device=head.weight.device)[None] % head.weight.shape[0]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        whole = any_model(input_ids=tokens, use_cache=False).logits
+        output = any_model.base_model(input_ids=tokens, use_cache=False)
+        same = hasattr(output, "last_hidden_state") and torch.allclose(
+            head(output.last_hidden_state), whole, rtol=1e-4, atol=1e-4
+        )
+    model.train(training)
+    return head if same else None
+
+
+class TokenLoss(nn.Module):
+    """A model together with its next-token loss.
+
+    Windows are (n, context + 1): every token after the first is predicted from those before it. All matrix products
+    run in the type that autocast says, and losses in FP32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._head = (linear_head(model),)  # in a tuple, so that it is not a second name of the model's parameters
+
+    def forward(self, windows: Tensor, factor: Tensor) -> Tensor:
+        """Return `factor` times the sum of the losses in nats, 0-dim, to be differentiated."""
+        (head,) = self._head
+        targets = windows[:, 1:].flatten()
+        if head is None:
+            return cross_entropy(self._plain_logits(windows), targets).sum() * factor
+        hidden = self._hidden(windows)
+        rows = rows_at_once(head.weight.shape[0], hidden.device)
+        arguments = (hidden, head.weight, head.bias, targets, factor, _product_type(hidden), rows)
+        loss: Tensor = _ScaledLoss.apply(*arguments)  # type: ignore[no-untyped-call]
+        return loss
+
+    @torch.no_grad()
+    def each(self, windows: Tensor) -> Tensor:
+        """Return the loss of each predicted token in nats, of shape (n, context)."""
+        (head,) = self._head
+        targets = windows[:, 1:]
+        if head is None:
+            return cross_entropy(self._plain_logits(windows), targets.flatten()).view_as(targets)
+        hidden = self._hidden(windows)
+        rows, dtype = rows_at_once(head.weight.shape[0], hidden.device), _product_type(hidden)
+        parts = zip(torch.split(hidden.to(dtype), rows), torch.split(targets.flatten(), rows), strict=True)
+        losses = [cross_entropy(_logits(part, head, dtype), wanted) for part, wanted in parts]
+        return torch.cat(losses).view_as(targets)
+
+    def _hidden(self, windows: Tensor) -> Tensor:
+        """Return the last hidden states, of shape (n * context, hidden size)."""
+        output = cast("Any", self.model).base_model(input_ids=windows[:, :-1], use_cache=False)
+        hidden: Tensor = output.last_hidden_state.flatten(0, 1)
+        return hidden
+
+    def _plain_logits(self, windows: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the negative log-likelihood in nats of each target: logits (n, vocabulary), targets (n)."""
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _product_type(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -1,0 +1,41 @@
+"""Whether and how a model is compiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from rewarm.cache import cache_dir
+from rewarm.config import Config
+
+PAYS_FROM = {"cpu": 3e14, "cuda": 3e16}
+"""Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are 20 minutes, of which a
+tenth is won for half a minute of compiling (docs/performance.md); for GPUs it is an estimate."""
+
+
+def compiles(config: Config, device: torch.device, flops: float | None) -> bool:
+    """Return whether the run of a config compiles its model: as it says, or where it saves time.
+
+    `flops` is what the whole run takes, None where that is not known.
+    """
+    if config.train.compile is not None:
+        return config.train.compile
+    if flops is None or flops < PAYS_FROM.get(device.type, float("inf")):
+        return False
+    return device.type != "cpu" or any(
+        shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name
+    )
+
+
+def compile_model(model: nn.Module) -> None:
+    """Compile the transformer under the output layer, in place, for the shapes that it will see.
+
+    The loss goes through the output layer in chunks and stays outside. Parameters keep their names. Compiled code
+    is kept in the cache, where the next run finds it.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+    cast("Any", model).base_model.compile(dynamic=False)
