@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -151,7 +151,7 @@ def joined(device: torch.device) -> Iterator[None]:
 def _store() -> Store:
     """Return what the processes leave messages in. After a restart by torchrun it is empty again."""
     store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-    return dist.PrefixStore(f"rewarm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"rewarm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 @contextmanager
