@@ -6,6 +6,7 @@ import ctypes
 import logging
 import math
 import platform
+import secrets
 import sys
 import time
 from contextlib import ExitStack
@@ -57,6 +58,7 @@ def _manifest(config: Config, init: Init, data: RunData, loop: Loop) -> dict[str
 
     device = loop.precision.device
     return {
+        "id": secrets.token_hex(4),
         "rewarm": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -154,7 +156,7 @@ def _train(config: Config, folder: RunFolder, saved: Path | None) -> None:
     if compiled:
         compile_model(state.model)
     folder.trim_metrics(state.step if saved else -1)
-    kept = {key: begun[key] for key in ("init", "started", "extensions") if key in begun}
+    kept = {key: begun[key] for key in ("id", "init", "started", "extensions") if key in begun}
     folder.write_manifest(_manifest(config, init, data, loop) | {"compiled": compiled} | kept)
     folder.write_config(config)
     summary = _fit(config, folder, loop, tokenizer)
@@ -177,7 +179,7 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
         trackers.log(metrics)
 
     summary = None
-    trackers = Trackers(config, folder.path)
+    trackers = Trackers(config, folder.path, folder.read_manifest()["id"])
     try:
         with Saver(write) as saver, StopRequest(config.max_hours) as stop, ExitStack() as more:
             if config.profile and (profiler := make_profiler(folder.path / "profile", loop.plan.steps - state.step)):
