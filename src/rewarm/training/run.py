@@ -193,7 +193,7 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
             loop.micro_batch_shrunk = lambda n: folder.write_manifest(
                 folder.read_manifest() | {"micro_batch_size": n}
             )
-            loop.save = lambda: saver.save(state)
+            loop.save, loop.settle = (lambda: saver.save(state)), saver.settle
             done = loop.run()
         if not done:
             raise stop.error(state.step)
