@@ -15,6 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from rewarm.cache import exclusive
 from rewarm.checks import from_hydra
 from rewarm.compose import register
 from rewarm.config import Config, conf_dir
@@ -52,10 +53,32 @@ SMALL = (
 """Overrides for a run of ten steps that takes a second."""
 
 
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that all processes of a session share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def made_once(together: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function to a folder of that name, which the first process of the session that needs it fills."""
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        path, done = together / name, together / f"{name}.done"
+        with exclusive(together / f"{name}.lock", wait=True):
+            if not done.exists():
+                fill(path)
+                done.touch()
+        return path
+
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(together: Path) -> Iterator[Path]:
     """Give all tests of a session one cache folder, so that text is tokenised once."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = together / "cache"
     previous = os.environ.get("REWARM_CACHE")
     os.environ["REWARM_CACHE"] = str(folder)
     yield folder

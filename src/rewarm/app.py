@@ -22,7 +22,7 @@ from rewarm import sweeps
 from rewarm.checks import check, from_dict, from_hydra
 from rewarm.compose import explain
 from rewarm.config import Config, conf_dir
-from rewarm.errors import PreemptedError, RewarmError, UserError, nearest
+from rewarm.errors import PreemptedError, RewarmError, UserError, nearest, tell
 from rewarm.rundir import RunFolder
 
 FLAGS = (  # those of Hydra's own parser
@@ -131,7 +131,7 @@ def _app(task: Callable[[DictConfig], object]) -> Callable[[], object]:
         except RewarmError as error:
             if job.mode == RunMode.MULTIRUN:
                 raise  # the sweep goes on; Hydra raises the first failure at its end
-            sys.stderr.write(f"rewarm: {error}\n")
+            tell(error)
             sys.exit(error.exit_code)
         except Exception:
             traceback.print_exc()
@@ -190,6 +190,8 @@ def _sweep(verb: str, arguments: Sequence[str]) -> None:
     trained = verb == "train" and sweeps.finished_runs(folder)[0]
     if trained:
         sys.stdout.write(sweeps.table(folder))
+        if sweeps.asks_for_study(arguments):
+            sys.stdout.write(sweeps.pareto(folder))
     if failed is not None:
         failed = sweeps.failure(folder, failed) if trained else failed
         failed.exit_code = 128 + came[0] if came else failed.exit_code

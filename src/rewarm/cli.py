@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rewarm import __version__
-from rewarm.errors import RewarmError, UserError, nearest
+from rewarm.errors import RewarmError, UserError, nearest, tell
 from rewarm.training.signals import leave_on_signals
 
 HELP = """\
@@ -78,7 +78,7 @@ def _main() -> int:
     try:
         _dispatch(sys.argv[1:])
     except RewarmError as error:
-        sys.stderr.write(f"rewarm: {error}\n")
+        tell(error)
         return error.exit_code
     except BrokenPipeError:
         return 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 
@@ -47,6 +49,14 @@ class PreemptedError(RewarmError):
         return type(self), (str(self), self.exit_code)
 
 
+class SaidElsewhereError(RewarmError):
+    """Another process of the run failed, and says why; this one only leaves, with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run failed, and says why")
+        self.exit_code = exit_code
+
+
 class DivergedError(RewarmError):
     """Training met too many non-finite values; the last good checkpoint is kept."""
 
@@ -68,3 +78,11 @@ def choice(what: str, value: str, known: Iterable[str]) -> UserError:
     """Return the error for a `value` of `what` that is not among the `known` ones."""
     names = sorted(known)
     return UserError(f"{what}={value}: unknown choice{nearest(value, names)} (choices: {', '.join(names)})")
+
+
+def tell(error: RewarmError) -> None:
+    """Write an error's line to stderr, unless another process of the run does; of several, say which one this is."""
+    if isinstance(error, SaidElsewhereError):
+        return
+    who = f" (process {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    sys.stderr.write(f"rewarm{who}: {error}\n")

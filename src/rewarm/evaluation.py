@@ -9,6 +9,7 @@ import torch
 
 from rewarm.data.validation import ValidationSet
 from rewarm.losses import TokenLoss
+from rewarm.training import distributed
 from rewarm.training.precision import Precision
 
 TOKENS_AT_ONCE = 8192
@@ -26,18 +27,20 @@ def evaluate(
     """Return `loss` (nats a token), `ppl`, `bpb`, and `domain/NAME/loss` for each named domain.
 
     The total is the sum over the domains divided by the tokens, so the domains add up to it exactly.
+    Several processes share the work, and all get the result.
     """
     n, context = data.domain_of.shape
     at_once = batch_size or max(1, TOKENS_AT_ONCE // context)
     sums = np.zeros(len(data.domains))
     token_loss.eval()
-    for start in range(0, n, at_once):
+    for start in range(distributed.rank() * at_once, n, distributed.size() * at_once):
         windows = torch.from_numpy(data.tokens[start : start + at_once]).to(precision.device)
         with precision.autocast():
             losses = token_loss.each(windows)
         domains = data.domain_of[start : start + at_once].ravel()
         sums += np.bincount(domains, losses.double().cpu().numpy().ravel(), minlength=len(data.domains))
     token_loss.train()
+    sums = distributed.total(torch.from_numpy(sums)).numpy()
     tokens = np.bincount(data.domain_of.ravel(), minlength=len(data.domains))
     loss = float(sums.sum() / tokens.sum())
     scores = {

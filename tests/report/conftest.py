@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,6 @@ from tests.report.runs import write_all
 
 
 @pytest.fixture(scope="session")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reported(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Return a sweep of every arm with two seeds, whose report has been written."""
-    folder = write_all(tmp_path_factory.mktemp("sweep"), seeds=2)
-    report([str(folder)])
-    return folder
+    return made_once("reported", lambda folder: report([str(write_all(folder, seeds=2))]))

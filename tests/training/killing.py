@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -144,7 +144,7 @@ class Command:
         arguments: Sequence[str],
         output: Path,
         fault: Fault | None = None,
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         # The server that processes are forked from looks for modules only there.
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
@@ -152,7 +152,7 @@ class Command:
         context.set_forkserver_preload(["tests.training.preload"])
         self._output, self._stacks = output, output.with_suffix(".stacks")
         self._stacks.unlink(missing_ok=True)
-        own = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+        own = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
         target = (list(arguments), own, str(output), str(self._stacks), fault)
         self.process: ForkServerProcess = context.Process(target=_command, args=target)
         self.process.start()

@@ -31,9 +31,19 @@ class RunData:
 
 
 def _open(
-    config: Config, side: str, split: str, tokenizer: Tokenizer, until: int, limit: int | None = None
+    config: Config,
+    side: str,
+    split: str,
+    tokenizer: Tokenizer,
+    until: int,
+    limit: int | None = None,
+    *,
+    fills: bool = True,
 ) -> Tokens:
-    """Return `until` tokens or more of a side: as they lie, or in a store that is filled in the background."""
+    """Return `until` tokens or more of a side: as they lie, or in a store that is filled in the background.
+
+    Of the processes of one run only the first one `fills` the store.
+    """
     if existing := open_existing(config.data, side, split, tokenizer):
         return existing
     stream = make_source(config.data, side, split)
@@ -46,15 +56,20 @@ def _open(
         limit=limit,
     )
     store = open_store(make_dir(cache_dir() / "stores", "REWARM_CACHE"), spec)
-    store.produce(stream, tokenizer, until, config.data.workers)
+    store.filled_elsewhere = not fills
+    if fills:
+        store.produce(stream, tokenizer, until, config.data.workers)
     return store
 
 
-def open_validation(config: Config, tokenizer: Tokenizer) -> dict[str, ValidationSet]:
+def open_validation(config: Config, tokenizer: Tokenizer, *, fills: bool = True) -> dict[str, ValidationSet]:
     """Return both validation sets by side."""
     n_tokens = parse_tokens("data.validation_tokens", config.data.validation_tokens)
     context = config.train.context
-    stores = {side: _open(config, side, "validation", tokenizer, n_tokens + 1, limit=n_tokens + 1) for side in SIDES}
+    stores = {
+        side: _open(config, side, "validation", tokenizer, n_tokens + 1, limit=n_tokens + 1, fills=fills)
+        for side in SIDES
+    }
     sets = {side: validation_set(store, n_tokens, context) for side, store in stores.items()}
     for side, found in sets.items():
         if found.n_tokens < n_tokens // context * context:
@@ -64,10 +79,11 @@ def open_validation(config: Config, tokenizer: Tokenizer) -> dict[str, Validatio
     return sets
 
 
-def open_training(config: Config, plan: Plan, tokenizer: Tokenizer) -> dict[str, Tokens]:
+def open_training(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True) -> dict[str, Tokens]:
     """Return the training stores that the run reads, being filled: the side trained on, and upstream for replay."""
     return {
-        side: _open(config, side, "train", tokenizer, tokens) for side, tokens in needed_tokens(config, plan).items()
+        side: _open(config, side, "train", tokenizer, tokens, fills=fills)
+        for side, tokens in needed_tokens(config, plan).items()
     }
 
 
@@ -88,10 +104,13 @@ def batch_spec(config: Config) -> BatchSpec:
     )
 
 
-def open_data(config: Config, plan: Plan, tokenizer: Tokenizer) -> RunData:
-    """Return everything that the run reads; training text may still be on its way in the background."""
-    training = open_training(config, plan, tokenizer)
-    validation = open_validation(config, tokenizer)
+def open_data(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True) -> RunData:
+    """Return everything that the run reads; training text may still be on its way in the background.
+
+    Of the processes of one run only the first one `fills` the stores.
+    """
+    training = open_training(config, plan, tokenizer, fills=fills)
+    validation = open_validation(config, tokenizer, fills=fills)
     return RunData(
         batches=Batches(
             batch_spec(config), training[config.data.train], training["upstream"] if config.replay else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,6 +65,8 @@ class TokenStore:
         self.complete = False
         self._segments = Segments(spec.dtype)
         self.producer: Producer | None = None
+        self.filled_elsewhere = False
+        """Whether another process of the run fills the store; should it fail, it takes this one along."""
         self.refresh()
 
     @property
@@ -99,7 +102,7 @@ class TokenStore:
         ) as bar:
             while True:
                 # The producer is asked before the folder: what it did last must still be seen.
-                stopped = self.producer is None or not self.producer.is_alive()
+                stopped = not self.filled_elsewhere and (self.producer is None or not self.producer.is_alive())
                 self.refresh()
                 if self.n_tokens >= n_tokens or self.complete:
                     return
@@ -109,7 +112,9 @@ class TokenStore:
                         if self.producer and self.producer.error
                         else DataError(f"{self.folder}: holds {self.n_tokens:,} tokens and nothing makes more")
                     )
-                assert self.producer is not None
+                if self.producer is None:
+                    time.sleep(POLL_SECONDS)
+                    continue
                 bar.set_postfix_str(self.producer.progress(), refresh=False)
                 bar.update(max(self.producer.tokens, self.n_tokens) - bar.n)
                 self.producer.join(POLL_SECONDS)

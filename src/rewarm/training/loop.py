@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from rewarm.evaluation import evaluate
 from rewarm.losses import TokenLoss
 from rewarm.plan import Plan
 from rewarm.schedules import lr
+from rewarm.training import distributed
 from rewarm.training.microbatch import next_smaller
 from rewarm.training.precision import Precision
 from rewarm.training.state import TrainState
@@ -65,13 +66,19 @@ class Loop:
     training_seconds: float = 0.0
     """Time spent in updates, evaluations and checkpoints left out."""
     _timed: tuple[float, int] = field(default=(0.0, 0))
+    _trained: nn.Module = field(init=False)
+    """What goes forward and backward: `token_loss`, alone or as several processes share it."""
+
+    def __post_init__(self) -> None:
+        self._trained = distributed.replicate(self.token_loss, self.precision.device)
 
     def run(self) -> bool:
         """Train from the state's step to the last one; return False where it was asked to stop before."""
         if self.state.step == 0:
             self._log(self._evaluate())
         total = self.plan.steps * self.plan.tokens_per_step
-        with tqdm(total=total, initial=self.state.tokens, unit="tok", unit_scale=True, disable=None) as bar:
+        hidden = None if distributed.is_first() else True
+        with tqdm(total=total, initial=self.state.tokens, unit="tok", unit_scale=True, disable=hidden) as bar:
             while self.state.step < self.plan.steps:
                 start = time.perf_counter()
                 self.update()
@@ -91,6 +98,7 @@ class Loop:
                 stop = self.stop_asked()
                 if self.plan.saves(step) or stop:
                     self._check_finite()
+                    self.state.gather_sums()
                     self.save()
                 if stop and step < self.plan.steps:
                     return False
@@ -100,7 +108,9 @@ class Loop:
         """Do one optimizer step on the batch of the next step. Nothing here waits for the device."""
         state, step = self.state, self.state.step + 1
         with record_function("batch"):
-            windows = torch.from_numpy(self.data.batches[step]).to(self.precision.device, non_blocking=True)
+            share = distributed.share(self.config.train.batch_size)
+            rows = self.data.batches.rows(step, share.start, share.stop)
+            windows = torch.from_numpy(rows).to(self.precision.device, non_blocking=True)
         with record_function("forward and backward"):
             loss = self._gradients(windows)
         with record_function("optimizer"):
@@ -113,7 +123,7 @@ class Loop:
         state, clip = self.state, self.config.optimizer.clip
         gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / state.scaler.scale
-        found_inf = (~torch.isfinite(norm + loss)).float()
+        found_inf = distributed.any_of((~torch.isfinite(norm + loss)).float())
         # The fused step divides by `grad_scale`, which undoes the loss scale and clips in one pass, and leaves
         # weights and moments alone where `found_inf` is 1.
         optimizer = state.optimizer
@@ -125,7 +135,7 @@ class Loop:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.scaler.update(found_inf)
-        state.add(loss, norm)
+        state.add(loss, norm, found_inf)
 
     def _gradients(self, windows: Tensor) -> Tensor:
         """Do what `_accumulate_gradients` does, in smaller parts where the device runs out of memory."""
@@ -133,7 +143,12 @@ class Loop:
             try:
                 return self._accumulate_gradients(windows)
             except torch.OutOfMemoryError as error:
-                smaller = next_smaller(self.config.train.batch_size, self.micro_batch_size)
+                smaller = next_smaller(len(windows), self.micro_batch_size)
+                if distributed.size() > 1 and smaller is not None:
+                    raise RewarmError(
+                        f"train.micro_batch_size={self.micro_batch_size}: does not fit the device's memory, and "
+                        f"several processes cannot change it on the way; give train.micro_batch_size={smaller}"
+                    ) from None
                 if smaller is None:
                     raise RewarmError(
                         f"train.context={self.config.train.context}: not even one sequence fits the device's memory; "
@@ -146,15 +161,21 @@ class Loop:
             self.micro_batch_shrunk(smaller)
 
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
-        """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim."""
+        """Add the gradient of the batch's mean loss, times the loss scale; return that mean, FP32, 0-dim.
+
+        Of several processes each returns its own part of the mean, and all have the gradient of the whole.
+        """
         scale = self.state.scaler.scale
+        factor = scale * distributed.size()  # because gradients are averaged over the processes
         scaled = torch.zeros((), device=self.precision.device)
-        for micro in torch.split(windows, self.micro_batch_size):
-            with self.precision.autocast():
-                part = self.token_loss(micro, scale / self.plan.tokens_per_step)
-            part.backward()
+        parts = torch.split(windows, self.micro_batch_size)
+        for number, micro in enumerate(parts, 1):
+            with distributed.sharing_gradients(self._trained, now=number == len(parts)):
+                with self.precision.autocast():
+                    part = self._trained(micro, factor / self.plan.tokens_per_step)
+                part.backward()
             scaled += part.detach()
-        return scaled / scale
+        return scaled / factor
 
     def _training_metrics(self) -> Metrics:
         """Return the metrics of the steps since the last line. Here the host waits for the device."""

@@ -18,6 +18,7 @@ import torch
 from rewarm.cache import cache_dir, write_durably
 from rewarm.config import Config
 from rewarm.losses import TokenLoss
+from rewarm.training import distributed
 from rewarm.training.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def choose(config: Config, token_loss: TokenLoss, precision: Precision) -> int:
     """
     if config.train.micro_batch_size:
         return config.train.micro_batch_size
-    batch_size, context = config.train.batch_size, config.train.context
+    batch_size, context = len(distributed.share(config.train.batch_size)), config.train.context
     if precision.device.type != "cuda":
         return divisors(batch_size, CPU_TOKENS_AT_ONCE // context)[-1]
     key, path = _key(config, token_loss, precision), cache_dir() / "micro_batch.json"
@@ -76,7 +77,8 @@ def choose(config: Config, token_loss: TokenLoss, precision: Precision) -> int:
 def _key(config: Config, token_loss: TokenLoss, precision: Precision) -> str:
     shapes = [list(p.shape) for p in token_loss.parameters()]
     device = torch.cuda.get_device_properties(precision.device)
-    parts = (shapes, config.train.batch_size, config.train.context, precision.name, device.name, device.total_memory)
+    sizes = (len(distributed.share(config.train.batch_size)), config.train.context)
+    parts = (shapes, *sizes, precision.name, device.name, device.total_memory)
     return hashlib.sha256(json.dumps([*parts, torch.__version__]).encode()).hexdigest()[:16]
 
 

@@ -23,15 +23,15 @@ NEUTRAL = (
 EXTENSIBLE = ("budget", "horizon")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one from dotted keys to values."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -41,8 +41,8 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple
     """
     defaults = OmegaConf.to_container(schema())
     assert isinstance(defaults, dict)
-    before = {k: v for k, v in _flat(defaults).items() if v != MISSING} | _flat(old)  # type: ignore[arg-type]
-    now = _flat(new)
+    before = {k: v for k, v in flat(defaults).items() if v != MISSING} | flat(old)  # type: ignore[arg-type]
+    now = flat(new)
 
     def number(key: str, value: object) -> object:
         return parse_tokens(key, value) if key in EXTENSIBLE and value is not None else value
@@ -107,9 +107,9 @@ def describe_seam(plan: Plan, step: int) -> str:
     )
 
 
-def check_same_data(folder: RunFolder, fingerprint: Mapping[str, str]) -> None:
-    """Raise `UserError` where the data is not what the run was begun on."""
-    before = folder.read_manifest().get("data", fingerprint)
+def check_same_data(manifest: Mapping[str, Any], fingerprint: Mapping[str, str], folder: RunFolder) -> None:
+    """Raise `UserError` where the data is not what the run in `folder` was begun on, as its `manifest` has it."""
+    before = manifest.get("data", fingerprint)
     if changed := sorted(k for k in before.keys() | fingerprint.keys() if before.get(k) != fingerprint.get(k)):
         raise UserError(
             f"run_dir={folder.path}: the data is not what the run was begun on ({', '.join(changed)} differs): "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import os
 import platform
 import secrets
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from rewarm import __version__
-from rewarm.cache import storing
+from rewarm.cache import cache_dir, storing
 from rewarm.config import SIDES, Config
 from rewarm.data.prepare import RunData, open_data, open_validation
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
@@ -29,7 +30,8 @@ from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.summary import summarize, table
 from rewarm.tracking import Trackers
-from rewarm.training import checkpoints, microbatch
+from rewarm.training import checkpoints, distributed, microbatch
+from rewarm.training.agreement import agreed, check_divides
 from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.loop import Loop
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_device, resolve_precision
@@ -66,6 +68,7 @@ def _manifest(config: Config, init: Init, data: RunData, loop: Loop) -> dict[str
         "machine": platform.platform(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
         "precision": loop.precision.name,
         "micro_batch_size": loop.micro_batch_size,
         "parameters": count_parameters(loop.state.model),
@@ -85,32 +88,45 @@ def _build_state(config: Config, init: Init, tokenizer: Tokenizer, precision: Pr
 
 
 def run(config: Config) -> tuple[float, float]:
-    """Train as `config` says, or continue the run in its folder; return final upstream and downstream loss."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Train as `config` says, or continue the run in its folder; return final upstream and downstream loss.
+
+    Under torchrun each process calls this, and they train together. The first one has the folder: it alone writes
+    there, and what it finds there holds for all.
+    """
     make_plan(config)  # a mistake in it, or in `init`, must leave no folder behind
-    folder = RunFolder(Path(config.run_dir))
-    if not folder.exists():
-        resolve_init(config.init)
-    folder.create()
-    with folder.lock():
-        if folder.exists():
-            _continue(config, folder)
-        else:
-            _train(config, folder, None)
-    summary = folder.read_summary()
+    here = distributed.place(os.environ)
+    check_divides(config, here.size)
+    device = distributed.local_device(resolve_device(config.device), here.local_rank)
+    level = logging.INFO if here.rank == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    with distributed.joined(device), ExitStack() as held:
+        config = agreed(config)
+        folder = RunFolder(Path(config.run_dir))
+
+        def begin() -> tuple[bool, Path | None]:
+            if not folder.exists():
+                resolve_init(config.init)
+            folder.create()
+            held.enter_context(folder.lock())
+            return _find_start(config, folder) if folder.exists() else (True, None)
+
+        trains, saved = distributed.from_first(begin)
+        if trains:
+            _train(config, folder, device, saved)
+        summary = distributed.from_first(folder.read_summary)
     assert summary is not None
     upstream, downstream = (summary[side]["final"] for side in SIDES)
     return math.nan if upstream is None else upstream, math.nan if downstream is None else downstream
 
 
-def _continue(config: Config, folder: RunFolder) -> None:
-    """Go on with the run in `folder`, extended where that was asked for, unless it is finished."""
+def _find_start(config: Config, folder: RunFolder) -> tuple[bool, Path | None]:
+    """Return whether the run in `folder` goes on, and from which checkpoint; extend it where that is asked for."""
     extends = check_continues(folder, config)
     plan = make_plan(config, extensions(folder))
     summary = folder.read_summary()
     if summary is not None and not extends:
         log.info("%s: is finished already; nothing to do", folder.path)
-        return
+        return False, None
     checkpoints.clean(folder.checkpoints)
     saved = checkpoints.latest(folder.checkpoints)
     if extends:
@@ -121,22 +137,24 @@ def _continue(config: Config, folder: RunFolder) -> None:
             )
         extend(folder, config, step)
         log.info("%s", describe_seam(make_plan(config, extensions(folder)), step))
-    _train(config, folder, saved)
+    return True, saved
 
 
-def _train(config: Config, folder: RunFolder, saved: Path | None) -> None:
+def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path | None) -> None:
     """Train from the checkpoint `saved`, or from `init` where there is none, to the end."""
-    plan = make_plan(config, extensions(folder))
-    init = Init(str(saved), saved) if saved else resolve_init(config.init)
-    device = resolve_device(config.device)
+    distributed.check_shared(folder.path, "run_dir")
+    distributed.check_shared(cache_dir(), "REWARM_CACHE")
+    begun = distributed.from_first(folder.read_manifest)
+    plan = make_plan(config, begun.get("extensions", []))
     set_up_host(config, device)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    data = open_data(config, plan, tokenizer)
-    check_same_data(folder, data.fingerprint)
+    with distributed.first_before_others():
+        init = Init(str(saved), saved) if saved else resolve_init(config.init)
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        data = open_data(config, plan, tokenizer, fills=distributed.is_first())
+    check_same_data(begun, data.fingerprint, folder)
     # What rewarm chose by itself when the run was begun stays chosen: its numbers depend on it.
-    begun = folder.read_manifest()
     chosen = begun.get("precision", "auto") if config.precision == "auto" else config.precision
-    precision = resolve_precision(chosen, device)
+    precision = Precision(distributed.from_first(lambda: resolve_precision(chosen, device).name), device)
     state = _build_state(config, init, tokenizer, precision)
     if saved is None and init.folder is not None and (init.folder / "manifest.json").is_file():
         checkpoints.verify(init.folder)
@@ -146,21 +164,33 @@ def _train(config: Config, folder: RunFolder, saved: Path | None) -> None:
     elif config.init_optimizer:
         checkpoints.load_moments(init.folder, state, config.init)
     token_loss = TokenLoss(state.model)
-    micro_batch = begun.get("micro_batch_size") or microbatch.choose(config, token_loss, precision)
+    micro_batch = begun.get("micro_batch_size")
+    if not micro_batch or len(distributed.share(config.train.batch_size)) % micro_batch:
+        micro_batch = distributed.from_first(lambda: microbatch.choose(config, token_loss, precision))
     loop = Loop(config, plan, state, token_loss, data, precision, micro_batch)
     token_flops = flops_per_token(config)
     peak = peak_flops(config.train.peak_tflops, precision)
-    loop.peak_tokens_per_second = peak / token_flops if peak and token_flops else None
+    loop.peak_tokens_per_second = peak * distributed.size() / token_flops if peak and token_flops else None
     run_flops = token_flops and token_flops * plan.steps * plan.tokens_per_step
-    compiled = begun.get("compiled", compiles(config, device, run_flops))
+    compiled = begun.get("compiled", distributed.from_first(lambda: compiles(config, device, run_flops)))
     if compiled:
         compile_model(state.model)
-    folder.trim_metrics(state.step if saved else -1)
-    kept = {key: begun[key] for key in ("id", "init", "started", "extensions") if key in begun}
-    folder.write_manifest(_manifest(config, init, data, loop) | {"compiled": compiled} | kept)
-    folder.write_config(config)
-    summary = _fit(config, folder, loop, tokenizer)
-    sys.stdout.write(table(folder.path, summary))
+    if distributed.is_first():
+        folder.trim_metrics(state.step if saved else -1)
+        kept = {key: begun[key] for key in ("id", "init", "started", "extensions") if key in begun}
+        folder.write_manifest(_manifest(config, init, data, loop) | {"compiled": compiled} | kept)
+        folder.write_config(config)
+        sys.stdout.write(table(folder.path, _fit(config, folder, loop, tokenizer)))
+    else:
+        _follow(config, loop)
+
+
+def _follow(config: Config, loop: Loop) -> None:
+    """Run the loop beside the first process, which does all the writing."""
+    with StopRequest(config.max_hours, distributed.largest) as stop:
+        loop.stop_asked = lambda: stop.asked(0.0)
+        if not loop.run():
+            raise stop.error(loop.state.step)
 
 
 def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -181,7 +211,11 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
     summary = None
     trackers = Trackers(config, folder.path, folder.read_manifest()["id"])
     try:
-        with Saver(write) as saver, StopRequest(config.max_hours) as stop, ExitStack() as more:
+        with (
+            Saver(write) as saver,
+            StopRequest(config.max_hours, distributed.largest) as stop,
+            ExitStack() as more,
+        ):
             if config.profile and (profiler := make_profiler(folder.path / "profile", loop.plan.steps - state.step)):
                 loop.updated = more.enter_context(profiler).step
 

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from collections.abc import Callable
+from types import FrameType
 from typing import Any, Self
 
 from rewarm.errors import PreemptedError
@@ -19,8 +20,12 @@ _STARTED = time.monotonic()
 
 
 def _say(text: str) -> None:
-    """Write a line to stderr from a signal handler, where Python's own streams may be in use."""
-    os.write(2, f"\nrewarm: {text}\n".encode())
+    """Write a line to stderr from a signal handler, where Python's own streams may be in use.
+
+    Under torchrun, which ends processes by signals where one has failed, only that one's error is to be seen.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        os.write(2, f"\nrewarm: {text}\n".encode())
 
 
 def leave(number: int, _: FrameType | None = None) -> None:
@@ -40,11 +45,16 @@ class StopRequest:
 
     Before the first step there is nothing to save, and a signal ends the process at once; so does the third one
     after it. Handlers are restored at the end. `max_hours` counts from the start of the process.
+
+    Processes that train together stop at the same step: `agree` returns the largest of the numbers that they give.
     """
 
-    def __init__(self, max_hours: float | None = None) -> None:
+    def __init__(self, max_hours: float | None = None, agree: Callable[[int], int] = lambda reason: reason) -> None:
         self._max_hours = max_hours
+        self._agree = agree
         self._signals: list[int] = []
+        self._reason = 0
+        """Why all stop: the number of a signal, or OUT_OF_TIME."""
         self._previous: dict[signal.Signals, Any] = {}
         self._stepped = False
         self._last_asked = time.monotonic()
@@ -55,7 +65,7 @@ class StopRequest:
             self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for s, handler in self._previous.items():
             signal.signal(s, handler)
 
@@ -72,16 +82,18 @@ class StopRequest:
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_asked)
         self._last_asked = now
-        return bool(self._signals) or now + 2 * self._longest_step + save_seconds > self._deadline()
+        out_of_time = now + 2 * self._longest_step + save_seconds > self._deadline()
+        mine = self._signals[0] if self._signals else OUT_OF_TIME if out_of_time else 0
+        self._reason = self._agree(mine)
+        return self._reason != 0
 
     def _deadline(self) -> float:
         return math.inf if self._max_hours is None else _STARTED + 3600 * self._max_hours
 
     def error(self, step: int) -> PreemptedError:
         """Return the error that ends the process with 128 + signal, as SLURM's requeue expects, or 75."""
-        if self._signals:
-            number = self._signals[0]
-            reason, code = signal.Signals(number).name, 128 + number
-        else:
+        if self._reason == OUT_OF_TIME:
             reason, code = f"max_hours={self._max_hours}", OUT_OF_TIME
+        else:
+            reason, code = signal.Signals(self._reason).name, 128 + self._reason
         return PreemptedError(f"{reason}: saved at step {step}; the same command with its run_dir continues", code)

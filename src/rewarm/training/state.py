@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rewarm.config import OptimizerConfig
+from rewarm.training import distributed
 from rewarm.training.precision import LossScaler
 
 
@@ -39,16 +40,23 @@ class TrainState:
         # Sums over the finite steps since the last line of metrics; they stay on the device until then.
         self.sums = torch.zeros(3, dtype=torch.float32, device=scaler.scale.device)
 
-    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Take the loss and the gradient norm of a step into the sums, unless one is not finite."""
+    def add(self, loss: Tensor, grad_norm: Tensor, found_inf: Tensor) -> None:
+        """Take the loss (this process's part of it) and the gradient norm of a finite step into the sums."""
         row = torch.stack((loss, grad_norm, torch.ones_like(loss)))
-        self.sums += torch.where(row.isfinite().all(), row, 0.0)
+        self.sums += torch.where(found_inf > 0, 0.0, row)
+
+    def gather_sums(self) -> None:
+        """Move every process's part of the losses to the first one; the rest of the sums is the same for all."""
+        distributed.total(self.sums[:1])
+        if not distributed.is_first():
+            self.sums[0] = 0.0
 
     def take_means(self) -> tuple[float, float]:
         """Return mean loss and mean gradient norm since the last call, and start anew. Waits for the device.
 
-        NaN where no step was finite.
+        NaN where no step was finite. Of several processes the first one gets the loss.
         """
+        self.gather_sums()
         loss, norm, count = self.sums.tolist()
         self.sums.zero_()
         return (loss / count, norm / count) if count else (math.nan, math.nan)
@@ -76,3 +84,5 @@ class TrainState:
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"])
         self.sums.copy_(state["sums"])
+        if not distributed.is_first():
+            self.sums[0] = 0.0  # the first process has it

@@ -1,0 +1,65 @@
+"""What the processes of one run must agree on before they train: a batch that they can share, and the config."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from rewarm.config import Config
+from rewarm.errors import UserError
+from rewarm.rundir import config_text
+from rewarm.training import distributed
+from rewarm.training.resume import flat
+
+UNNAMED = re.compile(r"runs/\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}")
+"""A `run_dir` that was not given, but made from the clock, which each process reads at another moment."""
+SHOWN = 6
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _listed(numbers: list[int], near: int) -> str:
+    """Return the few of `numbers` that lie nearest to one, in words."""
+    chosen = sorted(sorted(numbers, key=lambda n: abs(n - near))[:SHOWN])
+    *most, last = map(str, chosen)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def check_divides(config: Config, processes: int) -> None:
+    """Raise `UserError` where the processes cannot share a step's sequences evenly, in whole micro-batches."""
+    batch, micro = config.train.batch_size, config.train.micro_batch_size
+    if batch % processes:
+        below, above = batch // processes * processes, -(-batch // processes) * processes
+        sizes = _listed([n for n in (below, above) if n], batch)
+        raise UserError(
+            f"train.batch_size={batch}: {processes} processes cannot share it evenly; start "
+            f"{_listed(_divisors(batch), processes)} processes, or give train.batch_size={sizes}"
+        )
+    share = batch // processes
+    if micro is not None and share % micro:
+        counts = [n for n in _divisors(batch) if batch // n % micro == 0]
+        raise UserError(
+            f"train.micro_batch_size={micro}: does not divide the {share} sequences that each of the {processes} "
+            f"processes has of train.batch_size={batch}; give {_listed(_divisors(share), micro)}, or start "
+            f"{_listed(counts, processes)} processes"
+        )
+
+
+def agreed(config: Config) -> Config:
+    """Return the config that all processes have. Raises `UserError` in one whose config is not the first one's."""
+    first: dict[str, Any] = distributed.from_first(lambda: flat(yaml.safe_load(config_text(config))))
+    mine = flat(yaml.safe_load(config_text(config)))
+    if UNNAMED.fullmatch(config.run_dir) and UNNAMED.fullmatch(first["run_dir"]):
+        mine["run_dir"] = first["run_dir"]
+    if differing := sorted(key for key in mine.keys() | first.keys() if mine.get(key) != first.get(key)):
+        listed = "; ".join(f"{key} (here {mine.get(key)}, there {first.get(key)})" for key in differing)
+        raise UserError(
+            f"{listed}: the processes of one run must have the same config; this one differs from process 0"
+        )
+    distributed.largest(0)  # nobody goes on before all have compared
+    return replace(config, run_dir=mine["run_dir"])

@@ -1,0 +1,257 @@
+"""Several processes train one run, as torchrun would start them: on the CPU, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from rewarm.config import Config
+from rewarm.errors import UserError
+from rewarm.training import distributed
+from rewarm.training.agreement import check_divides
+from rewarm.training.distributed import Place, place
+from tests.training.killing import ROOT, TINY, Command, Fault, assert_equal_trees, metrics, state
+
+SHARED = (*TINY, "train.context=16", "train.batch_size=8", "budget=1536", "train.log_every=1")
+"""A run of 12 steps whose batch up to eight processes can share."""
+WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Processes:
+    """The processes of one run: overrides and environment that only one has come by its number; 0 has the `fault`."""
+
+    def __init__(
+        self,
+        count: int,
+        run: Path,
+        *overrides: str,
+        own: Mapping[int, Sequence[str]] | None = None,
+        environment: Mapping[int, Mapping[str, str]] | None = None,
+        fault: Fault | None = None,
+    ) -> None:
+        port = free_port()
+        self.commands = []
+        for rank in range(count):
+            variables = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            told = {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "localhost"}
+            arguments = ("train", *SHARED, f"run_dir={run}", *overrides, *(own or {}).get(rank, ()))
+            output = run.with_name(f"{run.name}-{rank}.out")
+            output.unlink(missing_ok=True)
+            more = told | dict((environment or {}).get(rank, {}))
+            environ = more if count > 1 else None
+            self.commands.append(Command(arguments, output, fault if rank == 0 else None, environ))
+
+    def wait(self) -> list[int | None]:
+        """Return all exit codes."""
+        return [command.wait() for command in self.commands]
+
+    @property
+    def output(self) -> str:
+        return "".join(command.output for command in self.commands)
+
+    def finish(self) -> None:
+        assert self.wait() == [0] * len(self.commands), self.output
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the run that one process did."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    Processes(1, run).finish()
+    return run
+
+
+def assert_close(run: Path, other: Path) -> None:
+    """Assert equal steps, tokens and rates, and losses that differ by no more than rounding."""
+    rows, others = metrics(run), metrics(other)
+    assert len(rows) == len(others)
+    for row, reference in zip(rows, others, strict=True):
+        assert row.keys() == reference.keys()
+        for key in ("step", "tokens", "lr", "skipped"):
+            assert row.get(key) == reference.get(key)
+        assert row == pytest.approx(reference, rel=2e-6)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_processes_trains_the_same_run(count: int, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    together = Processes(count, run)
+    together.finish()
+    assert_close(run, alone)
+    assert json.loads((run / "manifest.json").read_text())["processes"] == count
+    assert [command.output for command in together.commands[1:]] == [""] * (count - 1)
+    for name in ("step-9", "step-12"):
+        mine, theirs = state(run / "checkpoints" / name), state(alone / "checkpoints" / name)
+        assert mine["scaler"].keys() == theirs["scaler"].keys()
+        moments = [s["optimizer"]["state"][0]["exp_avg"] for s in (mine, theirs)]
+        torch.testing.assert_close(*moments)
+
+
+def test_what_several_began_one_goes_on_with_and_the_other_way_round(alone: Path, tmp_path: Path) -> None:
+    for first, second in ((2, 1), (1, 2)):
+        run = tmp_path / f"run-{first}-{second}"
+        # One process gets the signal, while it writes the line of step 3, and all stop after that step.
+        fault = Fault(str(run / "metrics.jsonl"), 4, "term")
+        begun = Processes(first, run, "checkpoint.every=100", fault=fault)
+        codes = begun.wait()
+        assert codes == [143] * first, begun.output
+        assert len(re.findall("saved at step 3", begun.output)) == 1
+        Processes(second, run).finish()
+        assert_close(run, alone)
+
+
+def test_an_overflow_anywhere_skips_the_step_everywhere(tmp_path: Path) -> None:
+    overrides = ("precision=fp16", "scaler.init_scale=1e9", "scaler.hysteresis=1", "budget=1024")
+    for count in (1, 2):
+        Processes(count, tmp_path / str(count), *overrides).finish()
+    one, two = (metrics(tmp_path / str(count)) for count in (1, 2))
+    assert [row.get("skipped") for row in one] == [row.get("skipped") for row in two]
+    assert [row.get("loss_scale") for row in one] == [row.get("loss_scale") for row in two]
+    assert one[-1]["skipped"] > 0
+    assert_equal_trees(
+        state(tmp_path / "1/checkpoints/step-8")["scaler"], state(tmp_path / "2/checkpoints/step-8")["scaler"]
+    )
+
+
+def test_gradients_are_shared_once_a_step_however_many_parts_it_has(tmp_path: Path) -> None:
+    counts = []
+    for micro in (4, 1):
+        run = tmp_path / str(micro)
+        Processes(2, run, "profile=true", f"train.micro_batch_size={micro}", "budget=1024").finish()
+        counts.append((run / "profile/trace.json").read_text().count('"gloo:all_reduce"'))
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_killed_worker_that_torchrun_restarts_continues_from_the_last_checkpoint(
+    alone: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"),
+            *("--master-port", str(free_port()), "-m", "tests.training.elastic_worker"),
+            *("train", *SHARED, f"run_dir={run}"),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr, done.stderr
+    assert re.search(r"continues after step [36]\n", done.stderr)
+    assert_close(run, alone)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_processes_with_different_configs_do_not_start(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    together = Processes(2, run, own={1: ["max_lr=1e-5", "seed=3"]})
+    assert together.wait() == [2, 2]
+    assert "rewarm" not in together.commands[0].output, "said once"
+    assert "max_lr (here 1e-05, there 0.001); seed (here 3, there 0)" in together.commands[1].output
+    assert not run.exists()
+
+
+def test_a_cache_that_not_all_processes_see_is_found_out(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    together = Processes(2, run, environment={1: {"REWARM_CACHE": str(elsewhere)}})
+    assert together.wait() == [2, 2]
+    assert re.search(r"REWARM_CACHE=.*elsewhere on .* is another disk than .*; set REWARM_CACHE to", together.output)
+    assert together.output.count("rewarm") == 1, "said once"
+
+
+def test_a_killed_process_takes_the_others_along(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    together = Processes(2, run, fault=Fault(str(run / "metrics.jsonl"), 4, "kill"))
+    assert together.wait() == [-signal.SIGKILL, 1]
+    assert not (run / "summary.json").exists()
+    assert "Traceback" not in together.output
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"RANK": "0"},
+            "RANK=0: WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT must be set too; start the run with",
+        ),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK, LOCAL_RANK must be set too"),
+        ({**WHOLE, "RANK": "x"}, "RANK=x: must be a number"),
+        ({**WHOLE, "RANK": "2"}, "RANK=2: must be below WORLD_SIZE=2"),
+    ],
+)
+def test_half_an_environment_is_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        place(environment)
+    assert place(WHOLE) == Place(1, 2, 0)
+
+
+def test_an_address_alone_is_no_distributed_run() -> None:
+    assert place({"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}) == Place()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "message"),
+    [
+        (("train.batch_size=32",), 3, "start 1, 2, 4, 8, 16 or 32 processes, or give train.batch_size=30 or 33"),
+        (("train.batch_size=4",), 8, "start 1, 2 or 4 processes, or give train.batch_size=8"),
+        (("train.batch_size=32", "train.micro_batch_size=8"), 8, "give 1, 2 or 4, or start 1, 2 or 4 processes"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_says_what_can(
+    small: Callable[..., Config], overrides: tuple[str, ...], processes: int, message: str
+) -> None:
+    config = small(*overrides, "budget=1M")
+    check_divides(config, 1)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_divides(config, processes)
+
+
+def test_without_nccl_only_cpus_go_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    monkeypatch.setenv("RANK", "0")
+    assert distributed.choose_backend(torch.device("cpu")) == "gloo"
+    assert "no NCCL" in caplog.text
+    with pytest.raises(UserError, match="no NCCL"):
+        distributed.choose_backend(torch.device("cuda", 0))
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    assert distributed.choose_backend(torch.device("cuda", 0)) == "cpu:gloo,cuda:nccl"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.local_device(torch.device("cuda"), 1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="LOCAL_RANK=2: this node has 2 GPUs"):
+        distributed.local_device(torch.device("cuda"), 2)
+
+
+def test_one_process_alone_talks_to_nobody() -> None:
+    values = torch.tensor([1.0, 2.0])
+    assert distributed.total(values) is values
+    assert distributed.largest(3) == 3
+    assert distributed.from_first(lambda: "mine") == "mine"
+    assert distributed.gather("mine") == ["mine"]
+    assert distributed.share(6) == range(6)
