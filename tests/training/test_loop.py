@@ -14,7 +14,9 @@ from rewarm.errors import DivergedError
 from rewarm.evaluation import evaluate
 from rewarm.losses import cross_entropy
 from rewarm.schedules import lr
+from rewarm.training.checkpoints import copied, refer
 from tests.training.conftest import Build
+from tests.training.killing import assert_equal_trees
 
 Small = Callable[..., Config]
 TINY = ("model.hidden_size=32", "model.layers=2", "model.heads=2", "model.intermediate_size=64")
@@ -153,3 +155,21 @@ def test_without_a_scaler_one_infinite_step_stops_the_run(small: Small, make_loo
     with pytest.raises(DivergedError, match="stopped at step 7: 1 non-finite steps in a row"):
         loop.run()
     assert all(p.isfinite().all() for p in loop.state.model.parameters())
+
+
+def test_nothing_that_a_save_may_be_copying_changes_before_it_is_settled(small: Small, make_loop: Build) -> None:
+    loop, _ = make_loop(small())
+    loop.update()
+    before = copied(refer(loop.state))
+    settled = []
+
+    def settle() -> None:
+        now = refer(loop.state)
+        assert_equal_trees(dict(now.weights), dict(before.weights))
+        assert_equal_trees(now.state["optimizer"]["state"], before.state["optimizer"]["state"])
+        settled.append(loop.state.step)
+
+    loop.settle = settle
+    loop.update()
+    assert settled == [1]
+    assert not any(torch.equal(p, before.weights[name]) for name, p in loop.state.model.named_parameters())
