@@ -84,7 +84,7 @@ class Saver:
             return
         device = next(iter(live.weights.values())).device
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(torch.cuda.Stream(device)):
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
             began.wait()
             self._snapshot = copied(live, self._snapshot)
             done.record()
