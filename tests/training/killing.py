@@ -77,11 +77,14 @@ class Fault:
             os.kill(os.getpid(), number)
 
 
-def _command(arguments: Sequence[str], environment: dict[str, str], output: str, fault: Fault | None) -> None:
+def _command(
+    arguments: Sequence[str], environment: dict[str, str], cwd: str, output: str, fault: Fault | None
+) -> None:
     from rewarm.cli import main
 
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(cwd)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -101,6 +104,7 @@ class Command:
         output: Path,
         fault: Fault | None = None,
         environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         # The server that processes are forked from looks for modules only there.
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
@@ -108,7 +112,7 @@ class Command:
         context.set_forkserver_preload(["tests.training.preload"])
         self._output = output
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
-        target = (list(arguments), variables, str(output), fault)
+        target = (list(arguments), variables, str(cwd or Path.cwd()), str(output), fault)
         self.process: ForkServerProcess = context.Process(target=_command, args=target)
         self.process.start()
 
