@@ -1,6 +1,6 @@
 """How well held-out arms of a finished sweep are predicted from three of its runs.
 
-    python benchmarks/forecast_holdout.py SWEEP [--fit NAME,NAME,NAME] [--law LAW]
+    python -m benchmarks.forecast_holdout SWEEP [--fit "NAME;NAME;NAME"] [--law LAW]
 
 Without `--fit` the runs with the lowest, the highest and the middle max LR are fitted, so that the others lie
 between. For each law: the errors of every other run, those of the naive guess that it goes as the fitted run with the
@@ -44,7 +44,7 @@ def main() -> int:
     given = parser.parse_args()
     curves = usable(read(Options(paths=(given.sweep,))), "cpt")
     curves = [c for c in curves if c.finished and c.trajectory.replay == 0 and c.trajectory.shifted]
-    names = [name for name in given.fit.split(",") if name] or spanning(curves)
+    names = [name for name in given.fit.split(";") if name] or spanning(curves)
     print(f"fitted: {', '.join(names)}; predicted: {', '.join(c.name for c in curves if c.name not in names)}")
     met = {}
     for law in LAWS:

@@ -190,6 +190,8 @@ def _sweep(verb: str, arguments: Sequence[str]) -> None:
     trained = verb == "train" and sweeps.finished_runs(folder)[0]
     if trained:
         sys.stdout.write(sweeps.table(folder))
+        if sweeps.asks_for_study(arguments):
+            sys.stdout.write(sweeps.pareto(folder))
     if failed is not None:
         failed = sweeps.failure(folder, failed) if trained else failed
         failed.exit_code = 128 + came[0] if came else failed.exit_code

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from rewarm import study
 from rewarm.config import SIDES
 from rewarm.errors import RewarmError, UserError
 from rewarm.rundir import RunFolder
@@ -31,6 +32,11 @@ SAME_SWEEP = re.compile(r"[+~]*(seeds?|arm|run_dir|dry_run|tracker|hydra)\b")
 def is_sweep(arguments: Sequence[str]) -> bool:
     """Return whether the command line asks for a sweep."""
     return any(a in ("-m", "--multirun") for a in arguments)
+
+
+def asks_for_study(arguments: Sequence[str]) -> bool:
+    """Return whether Optuna chooses what a sweep tries."""
+    return "hydra/sweeper=optuna" in arguments
 
 
 def _parse(arguments: Sequence[str]) -> list[Override]:
@@ -82,6 +88,8 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     overrides = _parse(prepared)
     if "run_dir" not in given:
         prepared.append(f"run_dir={_default_dir(overrides)}")
+    if asks_for_study(arguments):
+        prepared += study.prepare(given)
     fixed = ["run_dir", "seed", *(o.key_or_group for o in overrides if not o.is_sweep_override())]
     return [*prepared, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"]
 
@@ -109,6 +117,30 @@ def table(folder: Path) -> str:
         lines.append(f"{run.path.name:<{width}}{'  '.join(cells)}")
     lines += [f"{run.path.name:<{width}}  did not finish" for run in undone]
     lines.append(f"next: rewarm report {folder}")
+    return "\n".join(lines) + "\n"
+
+
+def pareto(folder: Path) -> str:
+    """Return the runs of a sweep that no other beats on both final losses, from the least forgetting on."""
+    finals = {}
+    for run in finished_runs(folder)[0]:
+        summary = run.read_summary()
+        assert summary is not None
+        losses = tuple(summary[side]["final"] for side in SIDES)
+        if None not in losses:
+            finals[run.path.name] = losses
+    front = [
+        name
+        for name, mine in finals.items()
+        if not any(
+            other != mine and all(o <= m for o, m in zip(other, mine, strict=True)) for other in finals.values()
+        )
+    ]
+    width = max(map(len, front), default=0) + 2
+    lines = ["", f"{f'Pareto front: {len(front)} of {len(finals)} runs':<{width}}  upstream  downstream"]
+    for name in sorted(front, key=finals.__getitem__):
+        upstream, downstream = finals[name]
+        lines.append(f"{name:<{width}}{upstream:>10.4f}{downstream:>12.4f}")
     return "\n".join(lines) + "\n"
 
 

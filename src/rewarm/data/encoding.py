@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.tokenizers import Tokenizer
+from rewarm.data.words import WordEncoder
 from rewarm.errors import DataError
 
 BATCH_CHARACTERS = 250_000
@@ -133,9 +134,10 @@ def _serve(connection: Connection, tokenizer: Tokenizer) -> None:
     """Encode what comes through the pipe until it closes: the parent has ended, or wants no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
+    encode = (WordEncoder.of(tokenizer.fast) or tokenizer).encode
     while True:
         try:
-            rows = tokenizer.encode(connection.recv())
+            rows = encode(connection.recv())
         except EOFError:
             return
         lengths = [len(row) for row in rows]

@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -136,7 +136,7 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        store = _store()
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE)
     except (dist.DistError, ValueError) as error:
         raise UserError(
@@ -148,10 +148,16 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def _store() -> Store:
+    """Return what the processes leave messages in. After a restart by torchrun it is empty again."""
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    return PrefixStore(f"rewarm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 @contextmanager
 def _failing_together(store: Store) -> Iterator[None]:
     left = threading.Event()
-    watch, _, _ = next(rendezvous("env://", timeout=PATIENCE))  # a connection of its own: this one may be in use
+    watch = _store()  # a connection of its own: this one may be in use
     threading.Thread(target=_leave_with_the_others, args=(watch, left), name="watch", daemon=True).start()
     try:
         yield
