@@ -119,12 +119,13 @@ class Fault:
 
 
 def _command(
-    arguments: Sequence[str], environment: dict[str, str], output: str, stacks: str, fault: Fault | None
+    arguments: Sequence[str], environment: dict[str, str], cwd: str, output: str, stacks: str, fault: Fault | None
 ) -> None:
     from rewarm.cli import main
 
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(cwd)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -145,6 +146,7 @@ class Command:
         output: Path,
         fault: Fault | None = None,
         environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         # The server that processes are forked from looks for modules only there.
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
@@ -153,7 +155,7 @@ class Command:
         self._output, self._stacks = output, output.with_suffix(".stacks")
         self._stacks.unlink(missing_ok=True)
         own = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
-        target = (list(arguments), own, str(output), str(self._stacks), fault)
+        target = (list(arguments), own, str(cwd or Path.cwd()), str(output), str(self._stacks), fault)
         self.process: ForkServerProcess = context.Process(target=_command, args=target)
         self.process.start()
 
