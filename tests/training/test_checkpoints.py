@@ -43,7 +43,7 @@ def step(state: TrainState) -> None:
         group["lr"] = 1e-2
     state.optimizer.step()
     state.scaler.update(torch.tensor(float(state.step % 2)))
-    state.add(torch.tensor(1.5), torch.tensor(0.5))
+    state.add(torch.tensor(1.5), torch.tensor(0.5), torch.tensor(0.0))
     state.step, state.tokens = state.step + 1, state.tokens + 128
 
 
