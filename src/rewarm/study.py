@@ -59,7 +59,9 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hand everything on to the plugin, with a launcher that lets an interrupted run end the sweep."""
         self._plugin.setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self._plugin.sweeper.launcher = Interruptible(self._plugin.sweeper.launcher)
+        launcher = self._plugin.sweeper.launcher
+        assert launcher is not None, "the plugin has just set it up"
+        self._plugin.sweeper.launcher = Interruptible(launcher)
         self._folder = Path(config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> None:
@@ -67,7 +69,7 @@ class StudySweeper(Sweeper):
         import optuna
         from optuna.trial import TrialState
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(logging.WARNING)
         for name in ("hydra", "hydra_plugins"):  # what they say is in the tables at the end
             logging.getLogger(name).setLevel(logging.WARNING)
         options, sweeper = self._options, self._plugin.sweeper
