@@ -1,7 +1,7 @@
 """The commands of the documentation, as a reader would type them, made small.
 
-The blocks of a page that are marked `bash` are run in order, in a folder with the files that they name. A block is either
-shell, and run as it stands, or commands of `rewarm`, one a line, which are made small in one way: `smaller`.
+The blocks of a page that are marked `bash` are run in order, in a folder with the files that they name. A block is
+either shell, and run as it stands, or commands of `rewarm`, one a line, which are made small in one way: `smaller`.
 """
 
 from __future__ import annotations

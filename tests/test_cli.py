@@ -18,6 +18,10 @@ WRONG = {
     ("train", "max_lr=abc"): "rewarm: max_lr=abc: Value 'abc' of type 'str' could not be converted to Float",
     ("train", "schedule.alhpa=1"): "rewarm: schedule.alhpa: unknown key, did you mean 'schedule.alpha'?",
     ("train", "+foo=1"): "rewarm: foo: unknown key",
+    (
+        "train",
+        "data.upstream.path=x",
+    ): "rewarm: data.upstream.path: is not among the keys that data=… gives; add it with +",
     ("train", "~max_lr"): "rewarm: max_lr: needs a value",
     ("train", "max_lr=[1"): "rewarm: max_lr=[1: cannot be read as key=value",
     ("train", "--multi"): "rewarm: --multi: unknown option, did you mean '--multirun'?",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -13,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from rewarm.checks import from_hydra
-from rewarm.config import Config, conf_dir, schema
+from rewarm.config import SIDES, Config, SourceConfig, conf_dir, schema
 from rewarm.errors import RewarmError, UserError, choice, first_line, nearest
+
+SOURCES = tuple(f"data.{side}" for side in SIDES)
 
 
 def run_name(swept: str, seed: int) -> str:
@@ -67,6 +70,9 @@ def explain(error: Exception) -> UserError:
     missing = re.search(r"Could not (?:override|append|delete)[^']*'\+?([^'=]+)", text)
     if missing and not str(cause).startswith("Value"):
         key = missing[1].split("@")[0]
+        side, _, inside = key.rpartition(".")
+        if side in SOURCES and inside in {f.name for f in fields(SourceConfig)}:
+            return UserError(f"{key}: is not among the keys that data=… gives; add it with +{key}=…")
         return UserError(f"{key}: unknown key{nearest(key, _keys(schema()))}")
     full_key = re.search(r"full_key: (\S+)", str(cause)) or re.search(r"full_key: (\S+)", text)
     where = full_key[1] if full_key else ""
