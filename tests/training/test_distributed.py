@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from transformers import AutoModelForCausalLM
 
 from rewarm.config import Config
 from rewarm.errors import UserError
-from rewarm.training import distributed
+from rewarm.training import checkpoints, distributed
 from rewarm.training.agreement import check_divides
 from rewarm.training.distributed import Place, place
 from tests.training.killing import ROOT, TINY, Command, Fault, assert_equal_trees, metrics, state
@@ -87,7 +89,7 @@ def assert_close(run: Path, other: Path) -> None:
         assert row.keys() == reference.keys()
         for key in ("step", "tokens", "lr", "skipped"):
             assert row.get(key) == reference.get(key)
-        assert row == pytest.approx(reference, rel=2e-6)
+        assert row == pytest.approx(reference, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -116,6 +118,39 @@ def test_what_several_began_one_goes_on_with_and_the_other_way_round(alone: Path
         assert len(re.findall("saved at step 3", begun.output)) == 1
         Processes(second, run).finish()
         assert_close(run, alone)
+
+
+def test_a_model_spread_over_two_goes_on_with_one_or_four_and_is_a_hugging_face_folder(
+    alone: Path, tmp_path: Path
+) -> None:
+    def interrupted(count: int, *overrides: str) -> Path:
+        run = tmp_path / f"by-{count}"
+        begun = Processes(count, run, *overrides, fault=Fault(str(run / "metrics.jsonl"), 6, "term"))
+        assert begun.wait() == [143] * count, begun.output
+        return run
+
+    two = interrupted(2, "train.parallel=fsdp")
+    assert len(list((two / "checkpoints/step-5/optimizer").glob("*.distcp"))) == 2
+    by_one, by_four = (Path(shutil.copytree(two, tmp_path / name)) for name in ("one", "four"))
+    Processes(1, by_one).finish()
+    Processes(4, by_four, "train.parallel=fsdp").finish()
+    back = interrupted(1)
+    Processes(2, back, "train.parallel=fsdp").finish()
+    for run in (by_one, by_four, back):
+        assert_close(run, alone)
+        folder = run / "checkpoints/step-12"
+        checkpoints.verify(folder)
+        weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        reference = AutoModelForCausalLM.from_pretrained(alone / "checkpoints/step-12").state_dict()
+        torch.testing.assert_close(weights, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_of_a_spread_model_come_along_into_a_new_run(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    Processes(2, old, "train.parallel=fsdp", "budget=384").finish()
+    Processes(1, new, f"init={old}", "init_optimizer=true", "budget=384").finish()
+    step = state(new / "checkpoints/step-3")["optimizer"]["state"][0]["step"]
+    assert step == 6, "three updates of the old run, three of the new one"
 
 
 def test_an_overflow_anywhere_skips_the_step_everywhere(tmp_path: Path) -> None:

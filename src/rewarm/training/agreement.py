@@ -50,6 +50,12 @@ def check_divides(config: Config, processes: int) -> None:
         )
 
 
+def check_sharding(config: Config, device: str, processes: int) -> None:
+    """Raise `UserError` where a sharded model's micro-batch would have to be found by running out of memory."""
+    if config.train.parallel == "fsdp" and processes > 1 and device == "cuda" and not config.train.micro_batch_size:
+        raise UserError("train.micro_batch_size: train.parallel=fsdp does not find it by itself on GPUs; give it")
+
+
 def agreed(config: Config) -> Config:
     """Return the config that all processes have. Raises `UserError` in one whose config is not the first one's."""
     first: dict[str, Any] = distributed.from_first(lambda: flat(yaml.safe_load(config_text(config))))
