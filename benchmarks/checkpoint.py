@@ -1,5 +1,9 @@
 """How long the loop stands still for a checkpoint, against saving the same state while it waits; what resume costs.
 
+A synchronous save copies, writes, makes durable and renames before the next step begins. With a background one the
+loop waits while the copy is begun, and again before it updates, if the copy is not made by then; "the step beside it"
+says how much longer the gradients take meanwhile.
+
 python benchmarks/checkpoint.py            the local scale's model
 python benchmarks/checkpoint.py 512 8      a wider and deeper one
 """
@@ -42,25 +46,48 @@ def make_state(hidden: int, layers: int) -> TrainState:
     return state
 
 
+def gradients(state: TrainState, windows: torch.Tensor) -> float:
+    """Compute the gradients of a batch, as the loop does before it updates; return the seconds."""
+    start = time.perf_counter()
+    with torch.autocast(windows.device.type, dtype=torch.bfloat16):
+        state.model(input_ids=windows, labels=windows).loss.backward()
+    if windows.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def stand_still(state: TrainState, folder: Path) -> dict[str, float]:
     """Return the median seconds of a synchronous save, and of what the loop waits for a background one."""
     model = state.model
-    times: dict[str, list[float]] = {"synchronous": [], "background": []}
+    times: dict[str, list[float]] = {
+        "synchronous": [],
+        "background": [],
+        "a step alone": [],
+        "the step beside it": [],
+    }
+    windows = torch.randint(4096, (32, 128), device=state.sums.device)
     with Saver(lambda snapshot: void(checkpoints.write(folder, snapshot, model, None))) as saver:
         for number in range(REPEATS + 1):
             state.step += 1
             start = time.perf_counter()
-            checkpoints.write(folder, checkpoints.take_snapshot(state), model, None)
+            checkpoints.write(folder, checkpoints.copied(checkpoints.refer(state)), model, None)
             synchronous = time.perf_counter() - start
+            alone = gradients(state, windows)
             state.step += 1
             start = time.perf_counter()
             saver.save(state)
-            background = time.perf_counter() - start
+            begun = time.perf_counter() - start
+            beside = gradients(state, windows)
+            start = time.perf_counter()
+            saver.settle()
+            if state.sums.is_cuda:
+                torch.cuda.synchronize()
+            background = begun + time.perf_counter() - start
             saver.wait()
             checkpoints.prune(folder, 1, None, ())
             if number:  # the first one allocates
-                times["synchronous"].append(synchronous)
-                times["background"].append(background)
+                for name, seconds in zip(times, (synchronous, background, alone, beside), strict=True):
+                    times[name].append(seconds)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 

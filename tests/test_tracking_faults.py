@@ -58,7 +58,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 def use(monkeypatch: pytest.MonkeyPatch, release: threading.Event, where: str = "", kind: str = "") -> list[Any]:
     taken: list[Any] = []
-    monkeypatch.setitem(tracking.TRACKERS, "wandb", lambda _config, _folder: Faulty(where, kind, taken, release))
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", lambda *_: Faulty(where, kind, taken, release))
     return taken
 
 
@@ -74,7 +74,7 @@ def test_a_failing_tracker_is_dropped_with_a_warning(
     kind: str,
 ) -> None:
     use(monkeypatch, release, where, kind)
-    trackers = Trackers(small("tracker=wandb", "tracker.patience=0.2"), tmp_path)
+    trackers = Trackers(small("tracker=wandb", "tracker.patience=0.2"), tmp_path, "id")
     with caplog.at_level(logging.WARNING):
         for step in range(3):
             trackers.log({"step": step})
@@ -87,7 +87,7 @@ def test_a_tracker_gets_everything_in_order(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: threading.Event
 ) -> None:
     taken = use(monkeypatch, release)
-    trackers = Trackers(small("tracker=wandb"), tmp_path)
+    trackers = Trackers(small("tracker=wandb"), tmp_path, "id")
     for step in range(100):
         trackers.log({"step": step})
     trackers.finish({"steps": 100})

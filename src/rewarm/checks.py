@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
@@ -215,10 +215,7 @@ def _check_numbers(c: Config) -> None:
 
 def from_hydra(cfg: DictConfig) -> Config:
     """Return the frozen, checked config of a composed one. Raises `UserError` for what cannot be."""
-    known = {f.name for f in fields(Config)}
-    for key in map(str, cfg):
-        if key not in known:
-            raise UserError(f"{key}: unknown key{nearest(key, known)}")
+    _check_keys(cfg, Config)
     try:
         result = OmegaConf.to_object(cfg)
     except InterpolationToMissingValueError as error:  # what was asked for follows another value, which is missing
@@ -235,6 +232,23 @@ def from_hydra(cfg: DictConfig) -> Config:
     for key in _missing(result):
         raise UserError(f"{key}: needs a value; give {key}=…")
     return check(result)
+
+
+def _check_keys(group: DictConfig, kind: type, prefix: str = "") -> None:
+    """Raise `UserError` for a key that was added by force, ++KEY=…, and that `kind` does not have."""
+    known = {f.name: f for f in fields(kind)}
+    for key in map(str, group):
+        if key not in known:
+            raise UserError(f"{prefix}{key}: unknown key{nearest(key, list(known))}")
+        inner: Any = known[key].default_factory
+        if (
+            is_dataclass(inner)
+            and not OmegaConf.is_interpolation(group, key)
+            and not OmegaConf.is_missing(group, key)
+        ):
+            value = group[key]
+            if isinstance(value, DictConfig):
+                _check_keys(value, cast("type", inner), f"{prefix}{key}.")
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -56,6 +56,9 @@ class SaidElsewhereError(RewarmError):
         super().__init__("another process of this run failed, and says why")
         self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[type[SaidElsewhereError], tuple[int]]:
+        return type(self), (self.exit_code,)
+
 
 class DivergedError(RewarmError):
     """Training met too many non-finite values; the last good checkpoint is kept."""

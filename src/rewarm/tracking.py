@@ -50,9 +50,13 @@ def wandb_mode(mode: str) -> str:
 
 
 class WandbTracker:
-    """Weights & Biases, with tokens as the x axis; offline, and without a prompt, where there is no account."""
+    """Weights & Biases, with tokens as the x axis; offline, and without a prompt, where there is no account.
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    The run that is continued is continued there as well: `run_id` is its name in W&B. Offline, each part lies in a
+    folder of its own, and `wandb sync` joins those of one name.
+    """
+
+    def __init__(self, config: Config, folder: Path, run_id: str) -> None:
         import wandb
 
         mode = wandb_mode(config.tracker.mode)
@@ -61,6 +65,8 @@ class WandbTracker:
         self._run = wandb.init(
             project=config.tracker.project,
             entity=config.tracker.entity,
+            id=run_id,
+            resume="allow",
             name=folder.name,
             group=folder.resolve().parent.name,  # the sweep
             job_type=config.arm.name or "run",
@@ -87,7 +93,7 @@ class WandbTracker:
 class TensorboardTracker:
     """TensorBoard event files in the run folder; a step there is a number of tokens."""
 
-    def __init__(self, config: Config, folder: Path) -> None:  # noqa: ARG002 - every tracker is made alike
+    def __init__(self, config: Config, folder: Path, run_id: str) -> None:  # noqa: ARG002 - all trackers are made alike
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -105,7 +111,10 @@ class TensorboardTracker:
         self._writer.close()
 
 
-TRACKERS: dict[str, Callable[[Config, Path], Tracker]] = {"wandb": WandbTracker, "tensorboard": TensorboardTracker}
+TRACKERS: dict[str, Callable[[Config, Path, str], Tracker]] = {
+    "wandb": WandbTracker,
+    "tensorboard": TensorboardTracker,
+}
 
 
 class _Guarded(threading.Thread):
@@ -151,10 +160,10 @@ hung: list[str] = []
 class Trackers:
     """All trackers of a run. One that raises or hangs is dropped with a warning; training goes on."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, run_id: str) -> None:
         self._patience = config.tracker.patience
         self._trackers = [
-            _Guarded(name, functools.partial(TRACKERS[name], config, folder)) for name in config.tracker.names
+            _Guarded(name, functools.partial(TRACKERS[name], config, folder, run_id)) for name in config.tracker.names
         ]
 
     def log(self, metrics: Mapping[str, float]) -> None:

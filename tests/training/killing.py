@@ -7,31 +7,51 @@ what it executes from then on is the command as a user gives it.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+
+from tests.hub.content import jsonl, pile
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "init=scratch",
     *("model.hidden_size=32", "model.layers=2", "model.heads=2", "model.intermediate_size=64"),
     *("train.batch_size=4", "train.context=32", "train.micro_batch_size=2", "train.threads=1", "train.log_every=2"),
-    *("budget=1536", "replay=0.25", "data.validation_tokens=256", "data.shuffle_window=16"),
+    *("budget=1536", "replay=0.3", "data.validation_tokens=256", "data.shuffle_window=16"),
     *("evaluation.every=4", "evaluation.dense_every=4", "checkpoint.every=3"),
     *("precision=fp32", "device=cpu", "tracker=none"),
 )
-"""A run of 12 steps with accumulation, replay across several shuffle windows, and four checkpoints."""
+"""A run of 12 steps with accumulation, one or two sequences of replay in a step, and four checkpoints."""
+PHASES = {
+    "the loop": r"loop\.py.* in run",
+    "tokenising": r"producer\.py.* in _fill",
+    "a store's shard": r"producer\.py.* in commit",
+    "gradients": r"loop\.py.* in _accumulate_gradients",
+    "an update": r"loop\.py.* in update",
+    "an evaluation": r"loop\.py.* in _evaluate",
+    "a checkpoint's copy": r"checkpoints\.py.* in copied",
+    "a checkpoint's files": r"checkpoints\.py.* in write",
+    "a manifest, or another file renamed into place": r"cache\.py.* in write_durably",
+    "retention": r"checkpoints\.py.* in prune",
+    "the end": r"run\.py.* in (summarize|table|write_summary)",
+}
+"""What a thread of a run is doing, by a line of its stack."""
 SPEEDS = ("tokens_per_second", "mfu")
 WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.truncate"}
 
@@ -46,8 +66,29 @@ class Fault:
     """kill (SIGKILL), stop (SIGSTOP), term (SIGTERM), term2 (two at once), enospc, or note."""
     note: str = ""
     """note: file that takes down all changes."""
+    call: str = ""
+    """Strikes when the main thread calls a function of this name for the `at`-th time instead."""
 
     def install(self) -> None:
+        if self.call:
+            self._watch_calls()
+        else:
+            self._watch_changes()
+
+    def _watch_calls(self) -> None:
+        seen = 0
+
+        def hook(frame: FrameType, event: str, _: object) -> None:
+            nonlocal seen
+            if event == "call" and frame.f_code.co_name == self.call:
+                seen += 1
+                if seen == self.at:
+                    sys.setprofile(None)
+                    self._strike("")
+
+        sys.setprofile(hook)
+
+    def _watch_changes(self) -> None:
         seen = 0
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -77,7 +118,9 @@ class Fault:
             os.kill(os.getpid(), number)
 
 
-def _command(arguments: Sequence[str], environment: dict[str, str], output: str, fault: Fault | None) -> None:
+def _command(
+    arguments: Sequence[str], environment: dict[str, str], output: str, stacks: str, fault: Fault | None
+) -> None:
     from rewarm.cli import main
 
     os.environ.clear()
@@ -87,6 +130,7 @@ def _command(arguments: Sequence[str], environment: dict[str, str], output: str,
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.argv = ["rewarm", *arguments]
+    faulthandler.register(signal.SIGUSR2, file=os.open(stacks, os.O_WRONLY | os.O_CREAT), all_threads=True)
     if fault is not None:
         fault.install()
     main()
@@ -106,9 +150,10 @@ class Command:
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "src", ROOT)))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.training.preload"])
-        self._output = output
-        variables = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
-        target = (list(arguments), variables, str(output), fault)
+        self._output, self._stacks = output, output.with_suffix(".stacks")
+        self._stacks.unlink(missing_ok=True)
+        own = os.environ | {"OMP_NUM_THREADS": "1"} | dict(environment or {})
+        target = (list(arguments), own, str(output), str(self._stacks), fault)
         self.process: ForkServerProcess = context.Process(target=_command, args=target)
         self.process.start()
 
@@ -121,6 +166,21 @@ class Command:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
+    def kill_and_tell(self) -> set[str] | None:
+        """Kill the process; return the `PHASES` that its threads were in just before. None if it ended by itself."""
+        self.kill(signal.SIGUSR2)  # kills as well, before the handler is there
+        told = ""
+        while self.wait(0.001) is None:
+            before, told = told, self._stacks.read_text() if self._stacks.exists() else ""
+            if told and told == before:
+                break
+        if self.process.exitcode is None:
+            self.kill()
+            self.wait()
+        if self.process.exitcode not in (-signal.SIGKILL, -signal.SIGUSR2):
+            return None
+        return {phase for phase, line in PHASES.items() if re.search(line, told)}
+
     def is_stopped(self) -> bool:
         """Return whether a SIGSTOP holds the process."""
         return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
@@ -131,12 +191,17 @@ class Command:
 
 
 class Runs:
-    """Runs of one set of overrides in folders of their own, against the one that nobody disturbed."""
+    """Runs of one set of overrides in folders of their own, against the one that nobody disturbed.
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
+    With `own_store` each run tokenises small files into a store of its own while it trains, of many shards; replay
+    goes through the old text more than once.
+    """
+
+    def __init__(self, folder: Path, *overrides: str, own_store: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._overrides = (*TINY, *overrides)
+        self._overrides = (*TINY, *(_files(folder) if own_store else ()), *overrides)
+        self._own_store = own_store
         self._number = 0
         self.reference = self.new()
         self.finish(self.reference)  # the first one also tokenises
@@ -152,7 +217,8 @@ class Runs:
 
     def start(self, run: Path, fault: Fault | None = None, *overrides: str) -> Command:
         arguments = ("train", *self._overrides, f"run_dir={run}", *overrides)
-        return Command(arguments, run.with_suffix(".out"), fault)
+        environment = {"REWARM_CACHE": str(cache_of(run))} if self._own_store else {}
+        return Command(arguments, run.with_suffix(".out"), fault, environment)
 
     def finish(self, run: Path, *overrides: str) -> Command:
         command = self.start(run, None, *overrides)
@@ -168,25 +234,75 @@ class Runs:
     def check(self, run: Path) -> None:
         """Assert that a run left behind exactly what the undisturbed one did."""
         assert_same(run, self.reference)
+        if self._own_store:
+            assert stores(run) == stores(self.reference)
 
 
-def kill_at_random(runs: Runs, kills: int, seed: int) -> int:
-    """Kill runs at `kills` uniformly random moments, each continued until it ends; return how many ended."""
+def _files(folder: Path) -> list[str]:
+    """Write a little text, and return the overrides that train on it."""
+    overrides = ["data=files", "data.shard_tokens=250", "data.shuffle_window=4"]
+    for side, documents in (("upstream", 12), ("downstream", 80)):
+        path = folder / f"{side}.jsonl"
+        path.write_bytes(jsonl(pile(side, documents)))
+        held_out = folder / f"{side}-validation.jsonl"
+        held_out.write_bytes(jsonl(pile(f"{side} validation", 20)))
+        overrides.append(f"data.{side}={{path:{path},validation_path:{held_out}}}")
+    return overrides
+
+
+def cache_of(run: Path) -> Path:
+    """Return the cache of a run with a store of its own. Its name begins with the run's, as `Fault.folder` needs."""
+    return run.with_name(f"{run.name}.cache")
+
+
+def stores(run: Path) -> dict[str, bytes]:
+    """Return the content of every file of a run's own stores."""
+    cache = cache_of(run)
+    files = (path for path in sorted(cache.rglob("*")) if path.is_file())
+    return {
+        str(path.relative_to(cache)): path.read_bytes()
+        for path in files
+        if path.name != "lock" and path.suffix != ".tmp"  # a killed process leaves what it had not renamed
+    }
+
+
+@dataclass
+class Tally:
+    """What a series of kills met."""
+
+    ended: int = 0
+    """Runs that were killed and ended, equal to the undisturbed one."""
+    phases: Counter[str] = field(default_factory=Counter)
+    """Kills by what a thread was doing."""
+    starting: int = 0
+    """Kills of a process that had not begun to train."""
+    in_a_row: int = 0
+    """Those that followed upon another one of the same run."""
+
+
+def kill_at_random(runs: Runs, kills: int, seed: int) -> Tally:
+    """Kill runs at `kills` uniformly random moments, each continued until it ends."""
     rng = random.Random(seed)
-    run, killed, ended = runs.new(), 0, 0
+    run, killed, tally, was_starting = runs.new(), 0, Tally(), False
     while killed < kills:
         command = runs.start(run)
-        if command.wait(rng.uniform(0, runs.seconds)) is None:
-            command.kill()
-            command.wait()
-            killed += 1
+        ended = command.wait(rng.uniform(0, runs.seconds)) is not None
+        phases = None if ended else command.kill_and_tell()
+        if phases is not None:
+            starting = not phases & {"the loop", "the end"}
+            tally.phases.update(phases)
+            tally.starting += starting
+            tally.in_a_row += starting and was_starting
+            killed, was_starting = killed + 1, starting
         else:
             assert command.wait() == 0, command.output
             runs.check(run)
-            run, ended = runs.new(), ended + 1
+            run, was_starting = runs.new(), False
+            tally.ended += 1
     runs.finish(run)
     runs.check(run)
-    return ended + 1
+    tally.ended += 1
+    return tally
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from rewarm.config import ModelConfig, OptimizerConfig, ScalerConfig
 from rewarm.errors import CheckpointError
 from rewarm.models import Init, load_model
 from rewarm.training import checkpoints
-from rewarm.training.checkpoints import take_snapshot
+from rewarm.training.checkpoints import copied, refer
 from rewarm.training.precision import LossScaler
 from rewarm.training.saving import Saver
 from rewarm.training.state import TrainState, make_optimizer
@@ -43,12 +43,12 @@ def step(state: TrainState) -> None:
         group["lr"] = 1e-2
     state.optimizer.step()
     state.scaler.update(torch.tensor(float(state.step % 2)))
-    state.add(torch.tensor(1.5), torch.tensor(0.5))
+    state.add(torch.tensor(1.5), torch.tensor(0.5), torch.tensor(0.0))
     state.step, state.tokens = state.step + 1, state.tokens + 128
 
 
 def save(parent: Path, state: TrainState) -> Path:
-    return checkpoints.write(parent, take_snapshot(state), state.model, None)
+    return checkpoints.write(parent, refer(state), state.model, None)
 
 
 @pytest.fixture
@@ -214,8 +214,9 @@ def test_a_background_save_holds_the_state_of_its_moment(tmp_path: Path) -> None
     state = make_state()
     step(state)
     with Saver(lambda snapshot: (checkpoints.write(tmp_path, snapshot, state.model, None), None)[1]) as saver:
-        expected = take_snapshot(state)
+        expected = copied(refer(state))
         saver.save(state)
+        saver.settle()
         step(state)
         saver.save(state)
     written = torch.load(tmp_path / "step-1/state.pt", weights_only=True)
@@ -226,10 +227,10 @@ def test_a_background_save_holds_the_state_of_its_moment(tmp_path: Path) -> None
 def test_background_saves_use_one_copy_of_memory() -> None:
     state = make_state()
     step(state)
-    first = take_snapshot(state)
+    first = copied(refer(state))
     where = [t.data_ptr() for t in first.weights.values()]
     step(state)
-    second = take_snapshot(state, first)
+    second = copied(refer(state), first)
     assert [t.data_ptr() for t in second.weights.values()] == where
     assert second.step == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_out_of_memory_makes_the_micro_batch_smaller_and_the_step_is_done_again(
     whole, rows = make_loop(small(*given))
     whole.run()
     loop, fallen_rows = make_loop(small(*given))
-    loop.token_loss = OutOfMemory(loop.state.model)
+    loop = replace(loop, token_loss=OutOfMemory(loop.state.model))
     told: list[int] = []
     loop.micro_batch_shrunk = told.append
     loop.run()
@@ -80,8 +81,8 @@ def test_out_of_memory_makes_the_micro_batch_smaller_and_the_step_is_done_again(
 
 def test_out_of_memory_with_one_sequence_is_said_in_one_line(small: Small, make_loop: Build) -> None:
     loop, _ = make_loop(small(*TINY))
-    loop.token_loss = OutOfMemory(loop.state.model)
-    loop.token_loss.most = 0
+    loop = replace(loop, token_loss=OutOfMemory(loop.state.model))
+    loop.token_loss.most = 0  # type: ignore[attr-defined]
     with pytest.raises(RewarmError, match=r"^train.context=32: not even one sequence fits .*shorter context"):
         loop.run()
 

@@ -9,9 +9,10 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 import rewarm.training.run
 from rewarm.config import Config
@@ -27,12 +28,14 @@ TINY = ("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.interm
 
 
 def poison_logits(model: nn.Module, value: float, when: Callable[[nn.Module], bool]) -> None:
-    """Make the logits `value` in the forward passes for which `when` holds."""
+    """Make the hidden states under the logits `value` in the forward passes for which `when` holds."""
 
-    def hook(module: nn.Module, _: object, output: Tensor) -> Tensor:
-        return output * value if when(module) else output
+    def hook(module: nn.Module, _: object, output: Any) -> Any:
+        if when(module):
+            output.last_hidden_state = output.last_hidden_state * value
+        return output
 
-    model.get_output_embeddings().register_forward_hook(hook)  # type: ignore[operator]
+    model.base_model.register_forward_hook(hook)  # type: ignore[operator,union-attr]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

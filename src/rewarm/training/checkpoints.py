@@ -43,7 +43,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a run's state in host memory."""
+    """A run's state at a step: as it lies, or a copy of it in host memory."""
 
     step: int
     tokens: int
@@ -58,17 +58,23 @@ class Snapshot:
         return next(iter(self.weights.values())).dtype
 
 
-def take_snapshot(state: TrainState, over: Snapshot | None = None) -> Snapshot:
+def refer(state: TrainState) -> Snapshot:
+    """Return a run's state without copying it: its weights and moments change with the next update."""
+    return Snapshot(state.step, state.tokens, dict(state.model.state_dict()), state.state_dict())
+
+
+def copied(live: Snapshot, over: Snapshot | None = None) -> Snapshot:
     """Copy a state into host memory: that of the snapshot `over`, where there is one.
 
     From a GPU the copies are only enqueued; whoever reads them must wait for the device first.
     """
     copies: list[tuple[Tensor, Tensor]] = []
-    weights = _in_host(state.model.state_dict(), over and over.weights, copies)
-    rest = _in_host(state.state_dict(), over and over.state, copies)
-    # One call for all: hundreds of small copies would each wait for torch's threads, which the writer keeps busy.
-    torch._foreach_copy_([to for to, _ in copies], [of for _, of in copies], non_blocking=True)
-    return Snapshot(state.step, state.tokens, weights, rest)
+    weights = _in_host(live.weights, over and over.weights, copies)
+    rest = _in_host(live.state, over and over.state, copies)
+    # One call for all: hundreds of small copies would each wait for torch's threads, and for Python's lock.
+    on_gpu = any(of.is_cuda for _, of in copies)
+    torch._foreach_copy_([to for to, _ in copies], [of for _, of in copies], non_blocking=on_gpu)
+    return Snapshot(live.step, live.tokens, weights, rest)
 
 
 def _in_host(value: Any, over: Any, copies: list[tuple[Tensor, Tensor]]) -> Any:  # noqa: ANN401 - any nesting

@@ -336,11 +336,12 @@ def is_sharded(module: nn.Module) -> bool:
 
 @contextmanager
 def sharing_gradients(module: nn.Module, *, now: bool) -> Iterator[None]:
-    """While entered, a forward and backward pass shares its gradients with the others only if `now`."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(now)
-        yield
-    elif isinstance(module, DistributedDataParallel) and not now:
+    """While entered, a forward and backward pass shares its gradients with the others only if `now`.
+
+    Where weights are spread, gradients are spread each time: to keep them whole until `now` would take the memory
+    that spreading saves.
+    """
+    if isinstance(module, DistributedDataParallel) and not now:
         with module.no_sync():
             yield
     else:

@@ -53,6 +53,8 @@ class Loop:
     """Called with each line of metrics."""
     save: Callable[[], object] = lambda: None
     """Called when a checkpoint is due."""
+    settle: Callable[[], None] = lambda: None
+    """Called before an update changes the state, which a save may still be copying."""
     stop_asked: Callable[[], bool] = lambda: False
     """Asked after every step: whether to save and leave."""
     updated: Callable[[], None] = lambda: None
@@ -129,6 +131,7 @@ class Loop:
         optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] = lr(self.plan.schedule, step)
+        self.settle()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.scaler.update(found_inf)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import secrets
 import sys
 import time
 from contextlib import ExitStack
@@ -59,6 +60,7 @@ def _manifest(config: Config, init: Init, data: RunData, loop: Loop) -> dict[str
 
     device = loop.precision.device
     return {
+        "id": secrets.token_hex(4),
         "rewarm": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -181,7 +183,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
         compile_model(state.model)
     if distributed.is_first():
         folder.trim_metrics(state.step if saved else -1)
-        kept = {key: begun[key] for key in ("init", "started", "extensions") if key in begun}
+        kept = {key: begun[key] for key in ("id", "init", "started", "extensions") if key in begun}
         folder.write_manifest(_manifest(config, init, data, loop) | {"compiled": compiled} | kept)
         folder.write_config(config)
         sys.stdout.write(table(folder.path, _fit(config, folder, loop, tokenizer)))
@@ -215,7 +217,7 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
         trackers.log(metrics)
 
     summary = None
-    trackers = Trackers(config, folder.path)
+    trackers = Trackers(config, folder.path, folder.read_manifest()["id"])
     try:
         with (
             Saver(write) as saver,
@@ -236,7 +238,7 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
             if distributed.is_sharded(state.model):  # then all processes write, and the loop waits for it
                 loop.save = lambda: write(sharded.take_snapshot(state, folder.checkpoints))
             else:
-                loop.save = lambda: saver.save(state)
+                loop.save, loop.settle = (lambda: saver.save(state)), saver.settle
             done = loop.run()
         if not done:
             raise stop.error(state.step)

@@ -1,16 +1,17 @@
-"""Saves a run in the background: the loop only waits while its state is copied."""
+"""Saves a run in the background: the state is copied beside the next step, and written beside those after it."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from rewarm.training.checkpoints import Snapshot, take_snapshot
+from rewarm.training.checkpoints import Snapshot, copied, refer
 from rewarm.training.state import TrainState
 
 ASSUMED_BYTES_PER_SECOND = 1e8
@@ -18,17 +19,22 @@ ASSUMED_BYTES_PER_SECOND = 1e8
 
 
 class Saver:
-    """Copies a state and has it written by a thread: `write` is called there with the copy.
+    """Has a state copied and written by a thread: `write` is called there with the copy.
 
-    The memory is that of one copy, which is used again: a save that comes before the last one is written waits
-    for it. What goes wrong in the thread is raised by the next call of `save`, `check` or the end of the block.
+    Only an update changes weights and moments, so the copy is made while the next step computes its gradients; the
+    loop calls `settle` before it updates. The memory is that of one copy, which is used again: a save that comes
+    before the last one is written waits for it. What goes wrong in the thread is raised by the next call of `save`,
+    `check` or the end of the block.
     """
 
     def __init__(self, write: Callable[[Snapshot], None]) -> None:
         self._write = write
         self._snapshot: Snapshot | None = None
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._saving: Future[None] | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        self._copied_on_device: torch.cuda.Event | None = None
         self._measured: float | None = None
 
     def __enter__(self) -> Self:
@@ -37,42 +43,65 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.wait()
+        self._pool.shutdown()
         if error is None:
             self.check()
 
     def save(self, state: TrainState) -> None:
-        """Save `state` as it is now; it may change as soon as this returns."""
+        """Save `state` as it is now; it may be read at once, and changed after `settle`."""
         self.wait()
         self.check()
-        self._snapshot = take_snapshot(state, self._snapshot)
-        copied = torch.cuda.Event() if state.sums.is_cuda else None  # type: ignore[no-untyped-call]
-        if copied is not None:
-            copied.record()
-        self._thread = threading.Thread(target=self._run, args=(self._snapshot, copied), name="saver")
-        self._thread.start()
+        live = refer(state)
+        began = None
+        if state.sums.is_cuda:
+            began = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            began.record()
+        self._copied.clear()
+        self._saving = self._pool.submit(self._run, live, began)
 
-    def _run(self, snapshot: Snapshot, copied: torch.cuda.Event | None) -> None:
+    def settle(self) -> None:
+        """Wait until the state that is being saved is copied; a GPU waits by itself, and the host goes on."""
+        self._copied.wait()
+        if self._copied_on_device is not None:
+            self._copied_on_device.wait()
+            self._copied_on_device = None
+
+    def _run(self, live: Snapshot, began: torch.cuda.Event | None) -> None:
         start = time.monotonic()
         try:
-            if copied is not None:
-                copied.synchronize()
-            self._write(snapshot)
-        except BaseException as error:
-            self._error = error
-        self._measured = time.monotonic() - start
+            self._copy(live, began)
+            assert self._snapshot is not None
+            self._write(self._snapshot)
+        finally:
+            self._copied.set()
+            self._measured = time.monotonic() - start
+
+    def _copy(self, live: Snapshot, began: torch.cuda.Event | None) -> None:
+        """Copy the state beside what the loop computes; on a GPU, in a stream of its own."""
+        if began is None:
+            self._snapshot = copied(live, self._snapshot)
+            self._copied.set()
+            return
+        device = next(iter(live.weights.values())).device
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+            began.wait()
+            self._snapshot = copied(live, self._snapshot)
+            done.record()
+        self._copied_on_device = done
+        self._copied.set()
+        done.synchronize()
 
     def wait(self) -> None:
         """Wait until what was saved is written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._saving is not None:
+            wait([self._saving])
 
     def check(self) -> None:
         """Raise what went wrong in the background, once."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._saving is not None and self._saving.done():
+            saving, self._saving = self._saving, None
+            saving.result()
 
     def seconds(self, state: TrainState) -> float:
         """Return how long a save may take: as long as the last one, and some more."""
