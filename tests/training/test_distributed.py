@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
+from rewarm import sweeps
 from rewarm.config import Config
 from rewarm.errors import UserError
 from rewarm.training import checkpoints, distributed
-from rewarm.training.agreement import check_divides
+from rewarm.training.agreement import check_divides, check_restarts, check_sharding
 from rewarm.training.distributed import Place, place
 from tests.training.killing import ROOT, TINY, Command, Fault, assert_equal_trees, metrics, state
 
@@ -263,6 +265,32 @@ def test_a_batch_that_cannot_be_shared_says_what_can(
     check_divides(config, 1)
     with pytest.raises(UserError, match=re.escape(message)):
         check_divides(config, processes)
+
+
+def test_a_restart_needs_a_folder_to_find(small: Callable[..., Config]) -> None:
+    unnamed = replace(small(), run_dir="runs/2026-01-31_23-59-59")
+    check_restarts(unnamed, {"TORCHELASTIC_MAX_RESTARTS": "0"})
+    check_restarts(small(), {"TORCHELASTIC_MAX_RESTARTS": "3"})
+    with pytest.raises(UserError, match="run_dir: give it with torchrun's --max-restarts"):
+        check_restarts(unnamed, {"TORCHELASTIC_MAX_RESTARTS": "3"})
+
+
+def test_a_spread_model_needs_its_micro_batch_on_gpus(small: Callable[..., Config]) -> None:
+    config = small("train.parallel=fsdp")
+    check_sharding(config, "cpu", 2)
+    check_sharding(config, "cuda", 1)
+    with pytest.raises(UserError, match=r"train\.micro_batch_size"):
+        check_sharding(config, "cuda", 2)
+    with pytest.raises(UserError, match=r"train\.compile=true: does not go with"):
+        small("train.parallel=fsdp", "train.compile=true")
+    with pytest.raises(UserError, match="train.parallel=zero: unknown choice"):
+        small("train.parallel=zero")
+
+
+def test_a_sweep_is_not_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="-m: a sweep starts processes of its own"):
+        sweeps.prepare(["-m", "seed=0,1"])
 
 
 def test_without_nccl_only_cpus_go_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,7 @@ from rewarm.rundir import RunFolder
 from rewarm.summary import summarize, table
 from rewarm.tracking import Trackers
 from rewarm.training import checkpoints, distributed, microbatch, sharded
-from rewarm.training.agreement import agreed, check_divides, check_sharding
+from rewarm.training.agreement import agreed, check_divides, check_restarts, check_sharding
 from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.loop import Loop
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_device, resolve_precision
@@ -102,6 +102,7 @@ def run(config: Config) -> tuple[float, float]:
     here = distributed.place(os.environ)
     check_divides(config, here.size)
     device = distributed.local_device(resolve_device(config.device), here.local_rank)
+    check_restarts(config, os.environ)
     check_sharding(config, device.type, here.size)
     level = logging.INFO if here.rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
