@@ -20,6 +20,7 @@ from rewarm.schedules import DECAY_SHAPES, SCHEDULES, SHAPE_PARAMETERS
 
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PARALLEL = ("ddp", "fsdp")
 TRACKERS = ("wandb", "tensorboard")
 SOURCES = ("builtin", "files", "hub")
 
@@ -103,6 +104,12 @@ def check(config: Config) -> Config:
     for name, known in (("precision", PRECISIONS), ("device", DEVICES)):
         if getattr(c, name) not in known:
             raise choice(name, getattr(c, name), known)
+    if c.train.parallel not in PARALLEL:
+        raise choice("train.parallel", c.train.parallel, PARALLEL)
+    _require(
+        not (c.train.parallel == "fsdp" and c.train.compile),
+        "train.compile=true: does not go with train.parallel=fsdp; leave one of them out",
+    )
     parse_tokens("budget", c.budget)
     if c.horizon is not None:
         parse_tokens("horizon", c.horizon)

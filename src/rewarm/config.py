@@ -184,6 +184,8 @@ class TrainConfig:
     """Steps between two lines of training metrics; each is the mean since the last."""
     max_bad_steps: int = 25
     """Non-finite steps in a row after which the run stops."""
+    parallel: str = "ddp"
+    """How several processes (torchrun) hold the model: ddp, each all of it; fsdp, each its share of it."""
     compile: bool | None = None
     """Compile the model with torch.compile; null: where the run is long enough for that to save time."""
     threads: int | None = None

@@ -33,13 +33,17 @@ def evaluate(
     at_once = batch_size or max(1, TOKENS_AT_ONCE // context)
     sums = np.zeros(len(data.domains))
     token_loss.eval()
-    for start in range(distributed.rank() * at_once, n, distributed.size() * at_once):
-        windows = torch.from_numpy(data.tokens[start : start + at_once]).to(precision.device)
+    for first in range(0, n, distributed.size() * at_once):
+        start = first + distributed.rank() * at_once
+        # A process that has nothing left goes along with one window: sharded weights are put together by all.
+        windows = torch.from_numpy(data.tokens[start : start + at_once] if start < n else data.tokens[:1])
         with precision.autocast():
-            losses = token_loss.each(windows)
+            losses = token_loss.each(windows.to(precision.device))
         domains = data.domain_of[start : start + at_once].ravel()
-        sums += np.bincount(domains, losses.double().cpu().numpy().ravel(), minlength=len(data.domains))
+        weights = losses.double().cpu().numpy().ravel()[: len(domains)]
+        sums += np.bincount(domains, weights, minlength=len(data.domains))
     token_loss.train()
+    distributed.spread_again(token_loss)
     sums = distributed.total(torch.from_numpy(sums)).numpy()
     tokens = np.bincount(data.domain_of.ravel(), minlength=len(data.domains))
     loss = float(sums.sum() / tokens.sum())

@@ -78,6 +78,8 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         if name != "null" and "arm" not in given:
             raise UserError(f"experiment={name}: is a sweep over arms; add -m, or choose one with arm=…")
         return list(arguments)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("-m: a sweep starts processes of its own; start it without torchrun, or one run of it with")
     if "seeds" in given and "seed" in given:
         raise UserError(f"seeds={given['seeds']}: cannot go with seed={given['seed']}; give one of them")
     if "," in given.get("experiment", ""):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,20 @@ def check_divides(config: Config, processes: int) -> None:
             f"train.micro_batch_size={micro}: does not divide the {share} sequences that each of the {processes} "
             f"processes has of train.batch_size={batch}; give {_listed(_divisors(share), micro)}, or start "
             f"{_listed(counts, processes)} processes"
+        )
+
+
+def check_sharding(config: Config, device: str, processes: int) -> None:
+    """Raise `UserError` where a sharded model's micro-batch would have to be found by running out of memory."""
+    if config.train.parallel == "fsdp" and processes > 1 and device == "cuda" and not config.train.micro_batch_size:
+        raise UserError("train.micro_batch_size: train.parallel=fsdp does not find it by itself on GPUs; give it")
+
+
+def check_restarts(config: Config, environment: Mapping[str, str]) -> None:
+    """Raise `UserError` where torchrun would start the run again under another name than it was begun under."""
+    if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and UNNAMED.fullmatch(config.run_dir):
+        raise UserError(
+            "run_dir: give it with torchrun's --max-restarts, so that a restart finds the run and goes on"
         )
 
 

@@ -2,6 +2,7 @@
 
 checkpoints/step-N/   model.safetensors, config.json, tokenizer.json …   what transformers loads
 state.pt        optimizer, scaler, RNG, counts; loads with `weights_only=True`
+optimizer/      the optimizer instead, where several processes held its parts (torch.distributed.checkpoint)
 manifest.json   step, tokens, the size and SHA-256 of every other file, and its own; written last
 
 What has no manifest is not a checkpoint. A checkpoint that is not what its manifest says is never deleted: it is
@@ -35,6 +36,8 @@ from rewarm.training.state import TrainState
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+MOMENTS = "optimizer"
+"""Folder within a checkpoint that several processes wrote, each its own part; then `state.pt` has no optimizer."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -46,6 +49,8 @@ class Snapshot:
     tokens: int
     weights: dict[str, Tensor]
     state: dict[str, Any]
+    moments: Path | None = None
+    """Folder in which the optimizer's moments lie already, to be moved into the checkpoint."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,12 +147,14 @@ def _fill(aside: Path, snapshot: Snapshot, model: Any, tokenizer_folder: Path | 
         torch.save(snapshot.state, aside / "state.pt")
     except (SafetensorError, RuntimeError) as error:  # what their own code makes of an error of the disk
         raise OSError(None, first_line(error)) from error
+    if snapshot.moments is not None:
+        snapshot.moments.rename(aside / MOMENTS)
     # safetensors lets only the owner read; a checkpoint is as readable as the rest of the run.
     shutil.copymode(aside / "config.json", aside / "model.safetensors")
     files = {}
-    for path in sorted(aside.iterdir()):
+    for path in sorted(path for path in aside.rglob("*") if path.is_file()):
         _fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.relative_to(aside).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     manifest = {"format": FORMAT, "step": snapshot.step, "tokens": snapshot.tokens, "files": files}
     write_json(aside / "manifest.json", manifest | {"sha256": _digest(manifest)})
 
@@ -176,7 +183,9 @@ def verify(folder: Path) -> None:
     if _digest(manifest) != digest:
         raise CheckpointError(f"{folder}: its manifest is not what was written (checksum differs)")
     for name, expected in files:
-        path = folder / Path(name).name  # a manifest cannot point out of its folder
+        path = folder / Path(name)
+        if not path.resolve().is_relative_to(folder.resolve()):  # a manifest cannot point out of its folder
+            raise CheckpointError(f"{folder}: its manifest names {name}, which lies outside")
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")
         if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
@@ -211,7 +220,8 @@ def _set_aside(folder: Path) -> None:
     log.warning("%s: kept as %s", folder, name.name)
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return everything that a checkpoint holds beside the weights and what is in its folder of moments."""
     try:
         state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -221,7 +231,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def load_state(folder: Path, state: TrainState) -> None:
     """Load everything but the weights from a checkpoint."""
-    state.load_state_dict(_read_state(folder))
+    state.load_state_dict(read_state(folder))
 
 
 def load_moments(folder: Path | None, state: TrainState, init: str) -> None:
@@ -234,7 +244,7 @@ def load_moments(folder: Path | None, state: TrainState, init: str) -> None:
             f"init_optimizer=true: init={init} has no optimizer state; only rewarm's own checkpoints have it"
         )
     verify(folder)
-    saved = _read_state(folder)["optimizer"]
+    saved = read_state(folder)["optimizer"]
     current = state.optimizer.state_dict()
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     shapes = [saved["state"][i]["exp_avg"].shape if i in saved["state"] else None for i in range(len(parameters))]

@@ -22,8 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rewarm.errors import RewarmError, SaidElsewhereError, UserError
@@ -290,7 +293,7 @@ def share(things: int) -> range:
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     """Return `module` as all processes train it: with the same weights, and their gradients' mean for everyone."""
-    if size() == 1:
+    if size() == 1 or is_sharded(module):
         return module
     constants = [name for name, _ in module.named_buffers()]  # tables of rotary embeddings, the same everywhere
     ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001 - what all versions have
@@ -299,9 +302,45 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
+def shard(module: nn.Module, device: torch.device) -> nn.Module:
+    """Spread a module's weights over all processes, in place, and return it; a block's are whole only while it works.
+
+    `module` goes forward through calls and through `each`. Alone, a process keeps all of them.
+    """
+    if size() == 1:
+        return module
+    mesh = init_device_mesh(device.type, (size(),))
+    stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    for block in max(stacks, key=len, default=nn.ModuleList()):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    register_fsdp_forward_method(module, "each")
+    return module
+
+
+def spread_again(module: nn.Module) -> None:
+    """Give up the weights that a forward pass without a backward pass has left whole."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor as one process alone would have it: put together where it is spread over all."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether a module's weights are spread over all processes."""
+    return any(isinstance(p, DTensor) for p in module.parameters())
+
+
 @contextmanager
 def sharing_gradients(module: nn.Module, *, now: bool) -> Iterator[None]:
-    """While entered, a forward and backward pass shares its gradients with the others only if `now`."""
+    """While entered, a forward and backward pass shares its gradients with the others only if `now`.
+
+    Where weights are spread, gradients are spread each time: to keep them whole until `now` would take the memory
+    that spreading saves.
+    """
     if isinstance(module, DistributedDataParallel) and not now:
         with module.no_sync():
             yield

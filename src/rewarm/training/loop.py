@@ -51,7 +51,7 @@ class Loop:
     micro_batch_size: int
     record: Callable[[Metrics], None] = lambda _: None
     """Called with each line of metrics."""
-    save: Callable[[], None] = lambda: None
+    save: Callable[[], object] = lambda: None
     """Called when a checkpoint is due."""
     settle: Callable[[], None] = lambda: None
     """Called before an update changes the state, which a save may still be copying."""
@@ -122,7 +122,7 @@ class Loop:
         """Clip the gradients and take the optimizer's step, unless something in it is not finite."""
         state, clip = self.state, self.config.optimizer.clip
         gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / state.scaler.scale
+        norm = distributed.whole(torch.nn.utils.get_total_norm(gradients, foreach=True)) / state.scaler.scale
         found_inf = distributed.any_of((~torch.isfinite(norm + loss)).float())
         # The fused step divides by `grad_scale`, which undoes the loss scale and clips in one pass, and leaves
         # weights and moments alone where `found_inf` is 1.

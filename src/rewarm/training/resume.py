@@ -17,7 +17,7 @@ from rewarm.schedules import lr
 
 NEUTRAL = (
     *("run_dir", "dry_run", "tasks", "profile", "extend", "max_hours", "device", "tracker", "checkpoint"),
-    *("experiment", "arm", "train.max_bad_steps", "train.peak_tflops", "train.tokens_per_second"),
+    *("experiment", "arm", "train.max_bad_steps", "train.parallel", "train.peak_tflops", "train.tokens_per_second"),
 )
 """Keys and groups that may differ when a run goes on: they do not change its numbers."""
 EXTENSIBLE = ("budget", "horizon")

@@ -30,8 +30,8 @@ from rewarm.plan import make_plan
 from rewarm.rundir import RunFolder
 from rewarm.summary import summarize, table
 from rewarm.tracking import Trackers
-from rewarm.training import checkpoints, distributed, microbatch
-from rewarm.training.agreement import agreed, check_divides
+from rewarm.training import checkpoints, distributed, microbatch, sharded
+from rewarm.training.agreement import agreed, check_divides, check_restarts, check_sharding
 from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.loop import Loop
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_device, resolve_precision
@@ -79,12 +79,17 @@ def _manifest(config: Config, init: Init, data: RunData, loop: Loop) -> dict[str
     }
 
 
-def _build_state(config: Config, init: Init, tokenizer: Tokenizer, precision: Precision) -> TrainState:
+def _build_state(
+    config: Config, init: Init, tokenizer: Tokenizer, precision: Precision
+) -> tuple[TrainState, TokenLoss]:
     torch.manual_seed(config.seed)
     model = load_model(init, config.model, config.seed, precision.device)
     check_fits(model, config.train.context, tokenizer.size)
+    token_loss = TokenLoss(model)
+    if config.train.parallel == "fsdp":
+        distributed.shard(token_loss, precision.device)
     scaler = LossScaler(config.scaler, precision.device, dynamic=precision.scales)
-    return TrainState(model, make_optimizer(model, config.optimizer), scaler)
+    return TrainState(model, make_optimizer(model, config.optimizer), scaler), token_loss
 
 
 def run(config: Config) -> tuple[float, float]:
@@ -97,6 +102,8 @@ def run(config: Config) -> tuple[float, float]:
     here = distributed.place(os.environ)
     check_divides(config, here.size)
     device = distributed.local_device(resolve_device(config.device), here.local_rank)
+    check_restarts(config, os.environ)
+    check_sharding(config, device.type, here.size)
     level = logging.INFO if here.rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     with distributed.joined(device), ExitStack() as held:
@@ -155,15 +162,14 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     # What rewarm chose by itself when the run was begun stays chosen: its numbers depend on it.
     chosen = begun.get("precision", "auto") if config.precision == "auto" else config.precision
     precision = Precision(distributed.from_first(lambda: resolve_precision(chosen, device).name), device)
-    state = _build_state(config, init, tokenizer, precision)
+    state, token_loss = _build_state(config, init, tokenizer, precision)
     if saved is None and init.folder is not None and (init.folder / "manifest.json").is_file():
         checkpoints.verify(init.folder)
     if saved is not None:
-        checkpoints.load_state(saved, state)
+        sharded.load_state(saved, state)
         log.info("%s: continues after step %d", folder.path, state.step)
     elif config.init_optimizer:
-        checkpoints.load_moments(init.folder, state, config.init)
-    token_loss = TokenLoss(state.model)
+        sharded.load_moments(init.folder, state, config.init)
     micro_batch = begun.get("micro_batch_size")
     if not micro_batch or len(distributed.share(config.train.batch_size)) % micro_batch:
         micro_batch = distributed.from_first(lambda: microbatch.choose(config, token_loss, precision))
@@ -173,6 +179,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     loop.peak_tokens_per_second = peak * distributed.size() / token_flops if peak and token_flops else None
     run_flops = token_flops and token_flops * plan.steps * plan.tokens_per_step
     compiled = begun.get("compiled", distributed.from_first(lambda: compiles(config, device, run_flops)))
+    compiled = compiled and not distributed.is_sharded(state.model)
     if compiled:
         compile_model(state.model)
     if distributed.is_first():
@@ -182,11 +189,13 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
         folder.write_config(config)
         sys.stdout.write(table(folder.path, _fit(config, folder, loop, tokenizer)))
     else:
-        _follow(config, loop)
+        _follow(config, folder, loop)
 
 
-def _follow(config: Config, loop: Loop) -> None:
-    """Run the loop beside the first process, which does all the writing."""
+def _follow(config: Config, folder: RunFolder, loop: Loop) -> None:
+    """Run the loop beside the first process, which does all the writing but that of others' parts of the state."""
+    if distributed.is_sharded(loop.state.model):
+        loop.save = lambda: sharded.write_part(loop.state, folder.checkpoints)
     with StopRequest(config.max_hours, distributed.largest) as stop:
         loop.stop_asked = lambda: stop.asked(0.0)
         if not loop.run():
@@ -227,7 +236,10 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
             loop.micro_batch_shrunk = lambda n: folder.write_manifest(
                 folder.read_manifest() | {"micro_batch_size": n}
             )
-            loop.save, loop.settle = (lambda: saver.save(state)), saver.settle
+            if distributed.is_sharded(state.model):  # then all processes write, and the loop waits for it
+                loop.save = lambda: write(sharded.take_snapshot(state, folder.checkpoints))
+            else:
+                loop.save, loop.settle = (lambda: saver.save(state)), saver.settle
             done = loop.run()
         if not done:
             raise stop.error(state.step)
