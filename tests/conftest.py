@@ -103,6 +103,7 @@ def hub(filled_hub: Hub) -> Iterator[Hub]:
     filled_hub.requests.clear()
     yield filled_hub
     filled_hub.faults.clear()
+    filled_hub.speak()
 
 
 def make_config(*overrides: str) -> Config:

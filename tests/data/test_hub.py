@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from rewarm.data.store import TokenStore, open_store
 from rewarm.data.tokenizers import load_tokenizer
 from rewarm.errors import DataError, UserError
 from tests.conftest import ROOT
-from tests.hub import Hub
+from tests.hub import GRANTED, Hub
 from tests.hub.content import MODEL, PILE, PILE_VALIDATION, SLIMPAJAMA, jsonl, parquet, pile, slimpajama, zst
 
 PAIR: dict[str, Any] = {
@@ -50,6 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let waits before another try be short."""
     monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(hub_module, "START_PATIENCE", 0.2)
+    monkeypatch.setattr(hub_module, "_silent", {})
 
 
 @pytest.mark.usefixtures("hub")
@@ -206,24 +208,62 @@ def test_what_was_downloaded_is_found_when_the_hub_is_away(hub: Hub) -> None:
     assert download(repo, ["config.json"], hub_module.WEIGHTS) == folder
 
 
-def test_an_unreachable_hub_is_one_line_that_names_the_way_out(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "rewarm", "train", "scale=paper", "device=cpu", f"run_dir={tmp_path / 'run'}"],
-        env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT / "src"),
-            "HF_ENDPOINT": "http://127.0.0.1:9",
-            "HF_HOME": str(tmp_path / "home"),
-            "REWARM_CACHE": str(tmp_path / "cache"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@pytest.mark.parametrize("how", ["refuses", "never answers"])
+def test_an_unreachable_hub_is_one_line_that_names_the_way_out(tmp_path: Path, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # takes connections, and says nothing
+        url = "http://127.0.0.1:9" if how == "refuses" else f"http://127.0.0.1:{listening.getsockname()[1]}"
+        result = subprocess.run(
+            [sys.executable, "-m", "rewarm", "train", "scale=paper", "device=cpu", f"run_dir={tmp_path / 'run'}"],
+            env=os.environ
+            | {
+                "PYTHONPATH": str(ROOT / "src"),
+                "HF_ENDPOINT": url,
+                "HF_HOME": str(tmp_path / "home"),
+                "REWARM_CACHE": str(tmp_path / "cache"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("rewarm: init=EleutherAI/pythia-410m@step143000: http://127.0.0.1:9 cannot be reached")
+    assert line.startswith(f"rewarm: init=EleutherAI/pythia-410m@step143000: {url} cannot be reached")
     assert "scale=local" in line
     assert str(tmp_path / "home") in line
+
+
+def test_a_hub_that_never_answers_is_asked_twice_and_then_left_alone(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 15 seconds are promised; the rest is for starting.
+    assert 2 * hub_module.CONNECT_SECONDS + hub_module.FIRST_WAIT < 10
+    monkeypatch.setattr(hub_module, "CONNECT_SECONDS", 0.3)
+    hub.fail(".*", "silence", times=1000)
+    with pytest.raises(DataError, match="cannot be reached, and this is not in the cache"):
+        download(Repo("init", "owner/nowhere", "main"), ["config.json"], hub_module.WEIGHTS)
+    assert len(hub.requests) == 2
+    with pytest.raises(DataError, match="cannot be reached"):
+        list_split(Repo("data.upstream.id", "owner/nowhere", "main", "dataset"), None, "train")
+    assert len(hub.requests) == 2
+
+
+@pytest.mark.parametrize("token", [None, "hf_of_somebody_else"])
+def test_a_gated_repository_names_the_page_of_its_licence(
+    hub: Hub, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"owner/gated-{token}"
+    hub.add("model", name, {"main": {"config.json": b"{}", "model.safetensors": b""}}, gated=True)
+    hub.add("dataset", name, {"main": {"README.md": b"#", "train.jsonl": jsonl(pile("gated", 5))}}, gated=True)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match=rf"init={name}@main: is gated; accept its licence at {hub.url}/{name}, and"):
+        download(Repo("init", name, "main"), ["config.json"], hub_module.WEIGHTS)
+    side = {"kind": "hub", "id": name, "validation_split": "train"}
+    page = rf"is gated; accept its licence at {hub.url}/datasets/{name}, and set HF_TOKEN"
+    with pytest.raises((UserError, DataError), match=page):
+        read(make("downstream", "train", downstream=side))
+    monkeypatch.setenv("HF_TOKEN", GRANTED)
+    assert (download(Repo("init", name, "main"), ["config.json"], hub_module.WEIGHTS) / "config.json").is_file()
+    assert len(read(make("downstream", "train", downstream=side | {"validation_share": 1e-12}))) == 5

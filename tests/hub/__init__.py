@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 Files = Mapping[str, bytes]
+GRANTED = "hf_granted"
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Repo:
     kind: str
     id: str
     branches: dict[str, Files]
+    gated: bool = False
+    """Files are only for who shows the token `GRANTED`, as the real hub does it: what there is can be seen by all."""
     commits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,7 +48,8 @@ class Fault:
 
     pattern: str
     how: str
-    """500, 429 and the like; reset: the connection breaks before the answer; cut: in the middle of it."""
+    """500, 429 and the like; reset: the connection breaks before the answer; cut: in the middle of it; silence: there
+    is none until `Hub.speak`."""
     times: int
 
 
@@ -59,19 +63,28 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[tuple[str, str], Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self._spoken = threading.Event()
         threading.Thread(target=self.serve_forever, name="hub", daemon=True).start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def add(self, kind: str, id: str, branches: dict[str, Files]) -> Repo:  # noqa: A002
+    def add(self, kind: str, id: str, branches: dict[str, Files], *, gated: bool = False) -> Repo:  # noqa: A002
         """Put a repository of a kind (model or dataset) in place."""
-        repo = self.repos[kind, id] = Repo(kind, id, branches)
+        repo = self.repos[kind, id] = Repo(kind, id, branches, gated)
         return repo
 
     def fail(self, pattern: str, how: str, times: int = 1) -> None:
         self.faults.append(Fault(pattern, how, times))
+
+    def keep_silent(self) -> None:
+        self._spoken.wait()
+
+    def speak(self) -> None:
+        """Let those go that wait for an answer."""
+        self._spoken.set()
+        self._spoken = threading.Event()
 
     def handle_error(self, *args: object) -> None:
         """Say nothing: clients that go away are part of the tests."""
@@ -101,6 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._cut = False
         if fault := self._fault(path):
             if fault.how == "reset":
+                return self._break()
+            if fault.how == "silence":
+                self.server.keep_silent()
                 return self._break()
             if fault.how == "cut":
                 self._cut = True
@@ -149,6 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not found:
             code = "RevisionNotFound" if repo else "RepoNotFound"
             return self._send(404, b"", {"X-Error-Code": code, "X-Error-Message": "not found"})
+        shown = self.headers.get("Authorization")
+        if repo and repo.gated and shown != f"Bearer {GRANTED}":
+            gated = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {kind} {id} is restricted."}
+            return self._send(403 if shown else 401, b"", gated)
         commit, files = found
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if name not in files:

@@ -40,7 +40,8 @@ def test_kills_at_random_moments_change_nothing(runs: Runs) -> None:
 
 def test_kills_at_changes_of_the_file_system_change_nothing(runs: Runs, changes: list[str]) -> None:
     rename = at(changes, "os.rename checkpoints/.step-6.tmp/.manifest")
-    numbers = {rename, rename + 1, *random.Random(0).sample(range(1, len(changes) + 1), 5)}
+    last_removal = at(changes, "os.rename checkpoints/step-6")  # the last checkpoint is saved by then
+    numbers = {rename, rename + 1, last_removal, *random.Random(0).sample(range(1, len(changes) + 1), 5)}
     for number in sorted(numbers):
         run = runs.new()
         command = runs.start(run, Fault(str(run), number, "kill"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -104,6 +105,7 @@ def _encoders(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[list[str
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=_serve, args=(theirs, tokenizer), daemon=True)
         process.start()
+        atexit.register(process.kill)  # at the end of a command that no longer waits for the tokens
         theirs.close()
         processes.append(process)
         idle.put(ours)
@@ -128,17 +130,19 @@ def _encoders(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[list[str
             idle.get().close()  # a worker ends when its pipe does
         for process in processes:
             process.join()
+            atexit.unregister(process.kill)
 
 
 def _serve(connection: Connection, tokenizer: Tokenizer) -> None:
     """Encode what comes through the pipe until it closes: the parent has ended, or wants no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # may reach all processes of a job at once
+        signal.signal(number, signal.SIG_IGN)  # the parent's business, which needs tokens until it has saved
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
     encode = (WordEncoder.of(tokenizer.fast) or tokenizer).encode
-    while True:
-        try:
+    try:
+        while True:
             rows = encode(connection.recv())
-        except EOFError:
-            return
-        lengths = [len(row) for row in rows]
-        connection.send((np.concatenate(rows) if rows else np.empty(0, np.uint32), lengths))
+            lengths = [len(row) for row in rows]
+            connection.send((np.concatenate(rows) if rows else np.empty(0, np.uint32), lengths))
+    except (EOFError, OSError):
+        return

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +27,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 START_PATIENCE = 8.0
-"""Seconds for which a hub is tried before a run says that it cannot be reached."""
-CONNECT_SECONDS = 6.0
+"""Seconds for which a hub that fails is tried before a run says that it cannot be reached."""
+CONNECT_SECONDS = 4.0
+"""Seconds to wait for an answer, twice: with the time that the libraries take to load, less than 15 in all."""
+AWAY_SECONDS = 60.0
+"""For so long a hub that did not answer is not asked again: what a run needs comes from the cache, or it ends."""
 READ_SECONDS = 30.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 RANGE = 8 << 20
 """Bytes of one request."""
+_silent: dict[str, float] = {}
+"""When a hub was last found not to answer."""
 WEIGHTS = ("*.safetensors", "*.bin")
 """Files of weights, the preferred first."""
 
@@ -82,6 +88,14 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
+def _gated(repo_id: str, repo_type: str) -> str:
+    """Return what there is to do about a gated repository."""
+    from huggingface_hub import constants
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+    return f"is gated; accept its licence at {page}, and set HF_TOKEN to a token of that account"
+
+
 @contextmanager
 def _explained(repo: Repo) -> Iterator[None]:
     """Turn what the hub says of a repository into one line."""
@@ -100,7 +114,7 @@ def _explained(repo: Repo) -> Iterator[None]:
         near = nearest_revisions(repo.revision, [ref.name for ref in (*refs.branches, *refs.tags)])
         raise UserError(f"{repo}: has no revision {repo.revision}; the nearest are {', '.join(near)}") from error
     except GatedRepoError as error:
-        raise UserError(f"{repo}: is gated; accept its terms on the hub and set HF_TOKEN") from error
+        raise UserError(f"{repo}: {_gated(repo.id, repo.type)}") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"{repo}: no such {repo.type} on the hub, or it is private and HF_TOKEN is not set"
@@ -118,9 +132,11 @@ def _quiet() -> None:
 
 def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
     """Return what the hub says of a repository, or None where it cannot be reached."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     _quiet()
+    if time.monotonic() < _silent.get(constants.ENDPOINT, -math.inf) + AWAY_SECONDS:
+        return None
     waits = _waits(START_PATIENCE)
     unanswered = 0
     while True:
@@ -138,6 +154,8 @@ def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
         wait = next(waits, None)
         if wait is None or unanswered > 1 or (status is not None and not _passing(status)):
             log.warning("%s: the hub cannot be reached (%s)", repo, first_line(reason))
+            if status is None:
+                _silent[constants.ENDPOINT] = time.monotonic()
             return None
         time.sleep(wait)
 
@@ -262,6 +280,7 @@ def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[st
     """Return the paths of a split's files in the repository."""
     from datasets import disable_progress_bars, load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import GatedRepoError
 
     disable_progress_bars()
     try:
@@ -273,6 +292,8 @@ def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[st
     except ValueError as error:  # the one about subsets names those that there are
         raise UserError(f"{repo}: subset={subset}: {' '.join(str(error).split())}") from error
     except DatasetNotFoundError as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise UserError(f"{repo}: {_gated(repo.id, repo.type)}") from error
         raise DataError(f"{repo}: could not be listed ({first_line(error)})") from error
     splits: Mapping[Any, Sequence[str]] = builder.config.data_files or {}
     by_name = {str(name): files for name, files in splits.items()}
@@ -368,6 +389,8 @@ class _HubFile(io.RawIOBase):
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with get_session().stream("GET", self._url, headers=headers, timeout=READ_SECONDS) as response:
             status = response.status_code
+            if response.headers.get("X-Error-Code") == "GatedRepo":
+                raise DataError(f"{self._shard.name}: {_gated(self._shard.dataset, 'dataset')}")
             if 400 <= status < 500 and not _passing(status):
                 raise DataError(f"{self._shard.name}: the hub refuses it (HTTP {status}); check HF_TOKEN")
             if status >= 400:

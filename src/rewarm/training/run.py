@@ -209,6 +209,9 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
     def write(snapshot: checkpoints.Snapshot) -> None:
         folder.sync_metrics()
         checkpoints.write(folder.checkpoints, snapshot, state.model, tokenizer.folder)
+        retain()
+
+    def retain() -> None:
         c = config.checkpoint
         with storing(folder.checkpoints):
             checkpoints.prune(folder.checkpoints, c.keep, c.keep_every, loop.plan.milestones)
@@ -218,6 +221,7 @@ def _fit(config: Config, folder: RunFolder, loop: Loop, tokenizer: Tokenizer) ->
         trackers.log(metrics)
 
     summary = None
+    retain()  # a process that was killed after its last save had no time to
     trackers = Trackers(config, folder.path, folder.read_manifest()["id"])
     try:
         with (
