@@ -283,7 +283,7 @@ def test_a_spread_model_needs_its_micro_batch_on_gpus(small: Callable[..., Confi
         check_sharding(config, "cuda", 2)
     with pytest.raises(UserError, match=r"train\.compile=true: does not go with"):
         small("train.parallel=fsdp", "train.compile=true")
-    with pytest.raises(UserError, match="train.parallel=zero: unknown choice"):
+    with pytest.raises(UserError, match=r"train\.parallel=zero: unknown choice"):
         small("train.parallel=zero")
 
 
