@@ -7,9 +7,11 @@ either shell, and run as it stands, or commands of `rewarm`, one a line, which a
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from tests.hub.content import SHAPE
 from tests.training.killing import Command
 
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+"""As where rewarm is installed: its `python3` comes first."""
 PROGRAMS = ("rewarm ", "scripts/rewarm ")
 
 
@@ -74,7 +78,9 @@ def run(text: str, folder: Path) -> None:
     for number, block in enumerate(blocks(text)):
         found = commands(block)
         if found is None:
-            done = subprocess.run(["bash", "-euc", block], cwd=folder, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["bash", "-euc", block], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, f"{block}\n{done.stderr}"
             continue
         for line, arguments in enumerate(found):

@@ -13,7 +13,7 @@ from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import DataError, UserError
 from tests.conftest import ROOT, ListSource, make_documents
 from tests.hub import Hub
-from tests.hub.content import MODEL, tokenizer_json
+from tests.hub.content import pythia, tokenizer_json
 
 DOCUMENTS = make_documents(120)
 REAL = ROOT.parent / "shared" / "data" / "20B_tokenizer.json"
@@ -25,12 +25,14 @@ def ids_of(documents: list[Document], tokenizer: Tokenizer, workers: int) -> lis
 
 
 def test_a_tokenizer_comes_from_the_hub_at_a_revision(hub: Hub) -> None:
-    tokenizer = load_tokenizer(f"{MODEL}@step1000")
+    name = "owner/of-this-test-alone"  # so that nothing of it is in the cache
+    hub.add("model", name, {revision: pythia(1) for revision in ("main", "step1000")})
+    tokenizer = load_tokenizer(f"{name}@step1000")
     assert tokenizer.size == 300
     assert tokenizer.end_of_text == 0
     text = "of the loopback hub, ü too"
     assert tokenizer.decode(tokenizer.encode([text])[0]) == text
-    assert load_tokenizer(MODEL).fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(name).fingerprint == tokenizer.fingerprint
     assert any("/resolve/" in request and request.endswith("tokenizer.json") for request in hub.requests)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import json
 import logging
 import math
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from rewarm.cache import cache_dir, make_dir, write_json
 from rewarm.data.shards import FORMATS, format_of
@@ -32,10 +31,7 @@ CONNECT_SECONDS = 4.0
 """Seconds to wait for an answer, twice: with the time that the libraries take to load, less than 15 in all."""
 AWAY_SECONDS = 60.0
 """For so long a hub that did not answer is not asked again: what a run needs comes from the cache, or it ends."""
-READ_SECONDS = 30.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-RANGE = 8 << 20
-"""Bytes of one request."""
 _silent: dict[str, float] = {}
 """When a hub was last found not to answer."""
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -88,7 +84,7 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _gated(repo_id: str, repo_type: str) -> str:
+def gated_advice(repo_id: str, repo_type: str) -> str:
     """Return what there is to do about a gated repository."""
     from huggingface_hub import constants
 
@@ -114,7 +110,7 @@ def _explained(repo: Repo) -> Iterator[None]:
         near = nearest_revisions(repo.revision, [ref.name for ref in (*refs.branches, *refs.tags)])
         raise UserError(f"{repo}: has no revision {repo.revision}; the nearest are {', '.join(near)}") from error
     except GatedRepoError as error:
-        raise UserError(f"{repo}: {_gated(repo.id, repo.type)}") from error
+        raise UserError(f"{repo}: {gated_advice(repo.id, repo.type)}") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"{repo}: no such {repo.type} on the hub, or it is private and HF_TOKEN is not set"
@@ -152,7 +148,7 @@ def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
         # A connection may break once; a hub that answers no second time is away.
         unanswered += status is None
         wait = next(waits, None)
-        if wait is None or unanswered > 1 or (status is not None and not _passing(status)):
+        if wait is None or unanswered > 1 or (status is not None and not passing(status)):
             log.warning("%s: the hub cannot be reached (%s)", repo, first_line(reason))
             if status is None:
                 _silent[constants.ENDPOINT] = time.monotonic()
@@ -160,7 +156,7 @@ def _info(repo: Repo) -> Any | None:  # noqa: ANN401 - ModelInfo or DatasetInfo
         time.sleep(wait)
 
 
-def _retried(name: str, ask: Callable[[], T], patience: float, failure: str, advice: str) -> T:
+def retried(name: str, ask: Callable[[], T], patience: float, failure: str, advice: str) -> T:
     """Return what `ask` gets from the hub, asked again while it fails, with growing waits.
 
     Raises `DataError` when that lasts longer than `patience` seconds.
@@ -181,10 +177,10 @@ def _retried(name: str, ask: Callable[[], T], patience: float, failure: str, adv
 
 
 def _listed(repo: Repo, ask: Callable[[], T]) -> T:
-    return _retried(str(repo), ask, START_PATIENCE, "could not be listed", "rerun to try again")
+    return retried(str(repo), ask, START_PATIENCE, "could not be listed", "rerun to try again")
 
 
-def _passing(status: int) -> bool:
+def passing(status: int) -> bool:
     """Return whether an HTTP status may pass by itself."""
     return status in (408, 429) or status >= 500
 
@@ -280,7 +276,6 @@ def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[st
     """Return the paths of a split's files in the repository."""
     from datasets import disable_progress_bars, load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import GatedRepoError
 
     disable_progress_bars()
     try:
@@ -292,8 +287,8 @@ def _resolve(repo: Repo, subset: str | None, split: str, commit: str) -> list[st
     except ValueError as error:  # the one about subsets names those that there are
         raise UserError(f"{repo}: subset={subset}: {' '.join(str(error).split())}") from error
     except DatasetNotFoundError as error:
-        if isinstance(error.__cause__, GatedRepoError):
-            raise UserError(f"{repo}: {_gated(repo.id, repo.type)}") from error
+        if "gated" in str(error):  # its cause is cut off
+            raise UserError(f"{repo}: {gated_advice(repo.id, repo.type)}") from error
         raise DataError(f"{repo}: could not be listed ({first_line(error)})") from error
     splits: Mapping[Any, Sequence[str]] = builder.config.data_files or {}
     by_name = {str(name): files for name, files in splits.items()}
@@ -315,89 +310,3 @@ def _sizes(repo: Repo, commit: str, paths: Sequence[str]) -> dict[str, int]:
         )
         sizes.update({info.path: getattr(info, "size", 0) for info in infos})
     return sizes
-
-
-@dataclass(frozen=True)
-class HubShard:
-    """A file of a dataset at a commit."""
-
-    dataset: str
-    commit: str
-    path: str
-    size: int
-    patience: float
-    """Seconds for which a hub that fails is asked again."""
-
-    @property
-    def name(self) -> str:
-        """Return the dataset and the path in it."""
-        return f"{self.dataset}/{self.path}"
-
-    def open(self) -> BinaryIO:
-        """Return the file, read by range requests as its content is asked for."""
-        return io.BufferedReader(_HubFile(self), RANGE)
-
-
-class _HubFile(io.RawIOBase):
-    """A remote file. A request that fails is made again, with growing waits, until patience runs out.
-
-    `DataError` then: the position is the cursor's business, so that a rerun continues.
-    """
-
-    def __init__(self, shard: HubShard) -> None:
-        from huggingface_hub import hf_hub_url
-
-        self._shard = shard
-        self._url = hf_hub_url(shard.dataset, shard.path, repo_type="dataset", revision=shard.commit)
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._shard.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
-        stop = min(self._at + len(buffer), self._shard.size)
-        if stop <= self._at:
-            return 0
-        data = self._fetch(self._at, stop)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _fetch(self, start: int, stop: int) -> bytes:
-        return _retried(
-            self._shard.name,
-            lambda: self._request(start, stop),
-            self._shard.patience,
-            f"the hub failed for {self._shard.patience:g} s at byte {start:,}",
-            "what was tokenised is kept, rerun to go on",
-        )
-
-    def _request(self, start: int, stop: int) -> bytes:
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # public, not in __all__
-
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with get_session().stream("GET", self._url, headers=headers, timeout=READ_SECONDS) as response:
-            status = response.status_code
-            if response.headers.get("X-Error-Code") == "GatedRepo":
-                raise DataError(f"{self._shard.name}: {_gated(self._shard.dataset, 'dataset')}")
-            if 400 <= status < 500 and not _passing(status):
-                raise DataError(f"{self._shard.name}: the hub refuses it (HTTP {status}); check HF_TOKEN")
-            if status >= 400:
-                raise ConnectionError(f"HTTP {status}")
-            if status != 206:
-                raise DataError(f"{self._shard.name}: {self._url} does not serve ranges (HTTP {status})")
-            data = bytes(response.read())
-        if len(data) != stop - start:
-            raise ConnectionError(f"{len(data):,} bytes came of {stop - start:,}")
-        return data
