@@ -8,8 +8,8 @@ from rewarm.data.builtin import BuiltinSource
 from rewarm.data.documents import Source
 from rewarm.data.files import find_files, identity_of, local_shards
 from rewarm.data.hub import Repo, list_split
-from rewarm.data.ranges import HubShard
 from rewarm.data.indexed import IndexedTokens, index_of
+from rewarm.data.ranges import HubShard
 from rewarm.data.streams import Fields, Part, RecordSource
 from rewarm.data.tokenizers import Tokenizer
 
