@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.speed import run_speeds
+
 LOCAL = {
     "vocab_size": 4096,
     "hidden_size": 128,
@@ -64,32 +66,14 @@ def last_json(command: list[str], environment: dict[str, str]) -> dict[str, floa
     return found
 
 
-def rewarm_speed(overrides: list[str], steps: int, environment: dict[str, str]) -> dict[str, float] | str:
-    """Return the speed of `rewarm train` at local scale: the median of its own lines after the first few steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        budget = steps * BATCH * CONTEXT
-        command = [sys.executable, "-m", "rewarm", "train", f"budget={budget}", f"run_dir={folder}/run", *overrides]
-        command += [
-            "tracker=none",
-            "data.validation_tokens=4096",
-            "evaluation.every=100000",
-            "checkpoint.every=100000",
-        ]
-        command += ["evaluation.dense_until=0", "train.log_every=5"]
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return done.stderr.strip().splitlines()[-1]
-        rows = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
-    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
-    return {"tokens_per_second": statistics.median(speeds)}
-
-
 def measure(name: str, pythons: dict[str, str], windows: str, environment: dict[str, str]) -> dict[str, float] | str:
     """Return one contender's figures of one run."""
     module, options, extra = CONTENDERS[name]
     steps = len(np.load(windows, mmap_mode="r"))
     if module == "rewarm":
-        return rewarm_speed(options, steps, environment)
+        budget = f"budget={steps * BATCH * CONTEXT}"
+        speeds = run_speeds([budget, *options], environment)
+        return speeds if isinstance(speeds, str) else {"tokens_per_second": statistics.median(speeds)}
     python = pythons.get(name.split(maxsplit=1)[0], sys.executable)
     command = [python, "-m", module, windows, f"--shape={json.dumps(LOCAL)}", *options]
     return last_json(command, environment | extra)
