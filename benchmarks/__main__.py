@@ -12,6 +12,7 @@ out, and the table says so.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -19,42 +20,83 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.speed import run_speeds
+from rewarm.compose import compose_config
 
-LOCAL = {
-    "vocab_size": 4096,
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-    "max_position_embeddings": 256,
-}
-BATCH, CONTEXT = 32, 128
 TRAINER, PLAIN, LITGPT = "benchmarks.peers.trainer", "benchmarks.peers.plain", "benchmarks.peers.litgpt_pretrain"
-CONTENDERS: dict[str, tuple[str, list[str], dict[str, str]]] = {
-    "Trainer FP32": (TRAINER, [], {}),
-    "Trainer BF16": (TRAINER, ["--precision=bf16"], {}),
-    "Trainer BF16 compiled": (TRAINER, ["--precision=bf16", "--compile"], {}),
-    "litgpt BF16": (LITGPT, [], {"TORCHDYNAMO_DISABLE": "1"}),
-    "litgpt BF16 compiled": (LITGPT, [], {}),
-    "plain BF16": (PLAIN, [], {}),
-    "plain BF16 compiled, keeps memory": (PLAIN, ["--compile", "--keep-memory"], {}),
-    "rewarm": ("rewarm", [], {}),
-    "rewarm compiled": ("rewarm", ["train.compile=true"], {}),
-}
+Contender = tuple[str, list[str], dict[str, str]]
+"""What runs it (a module, or rewarm itself), its options or overrides, its environment."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One piece of work, and who does it. `model` names one of conf/model, whose shape the peers get too."""
+
+    model: str
+    batch: int
+    context: int
+    precision: str
+    overrides: tuple[str, ...]
+    contenders: dict[str, Contender]
+    product: int
+    """The size of the square matrices whose product is the machine's limit."""
+
+    @functools.cached_property
+    def shape(self) -> dict[str, int]:
+        """Return the model's shape under transformers' names."""
+        model = compose_config(f"model={self.model}", *self.overrides).model
+        given = (model.vocab_size, model.hidden_size, model.layers, model.heads, model.intermediate_size)
+        names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        assert None not in given, self.model
+        shape = {name: int(value) for name, value in zip(names, given, strict=True) if value is not None}
+        return shape | {"max_position_embeddings": max(self.context, model.max_context or 0)}
+
+
+LOCAL = Setting(
+    *("tiny", 32, 128, "bf16", ()),
+    {
+        "Trainer FP32": (TRAINER, [], {}),
+        "Trainer BF16": (TRAINER, ["--precision=bf16"], {}),
+        "Trainer BF16 compiled": (TRAINER, ["--precision=bf16", "--compile"], {}),
+        "litgpt BF16": (LITGPT, [], {"TORCHDYNAMO_DISABLE": "1"}),
+        "litgpt BF16 compiled": (LITGPT, [], {}),
+        "plain BF16": (PLAIN, [], {}),
+        "plain BF16 compiled, keeps memory": (PLAIN, ["--compile", "--keep-memory"], {}),
+        "rewarm": ("rewarm", [], {}),
+        "rewarm compiled": ("rewarm", ["train.compile=true"], {}),
+    },
+    2048,
+)
+FP16 = ["--precision=fp16", "--compile", "--micro-batch=8"]
+GPU = Setting(
+    *("pythia-410m", 32, 2048, "fp16"),
+    ("model.tokenizer=builtin", "init=scratch", "train.batch_size=32", "train.context=2048", "precision=fp16"),
+    {
+        "Trainer FP16 compiled": (TRAINER, FP16, {}),
+        "litgpt BF16 compiled": (LITGPT, ["--precision=bf16-true", "--micro-batch=8"], {}),
+        "plain FP16 compiled": (PLAIN, [*FP16, "--attention=sdpa"], {}),
+        "rewarm": ("rewarm", [], {}),
+    },
+    8192,
+)
+SETTINGS = {"local": LOCAL, "gpu": GPU}
 LIMIT = """
-import json, time, torch
-a = torch.randn(2048, 2048, dtype=torch.bfloat16); best = 0.0
+import json, sys, time, torch
+size, device = int(sys.argv[1]), "cuda" if torch.cuda.is_available() else "cpu"
+a = torch.randn(size, size, dtype=getattr(torch, sys.argv[2]), device=device); best = 0.0
 for _ in range(12):
     start = time.perf_counter(); a @ a
-    best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+    if device == "cuda": torch.cuda.synchronize()
+    best = max(best, 2 * size**3 / (time.perf_counter() - start))
 print(json.dumps({"flops_per_second": best}))
 """
+TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def last_json(command: list[str], environment: dict[str, str]) -> dict[str, float] | str:
@@ -66,29 +108,31 @@ def last_json(command: list[str], environment: dict[str, str]) -> dict[str, floa
     return found
 
 
-def measure(name: str, pythons: dict[str, str], windows: str, environment: dict[str, str]) -> dict[str, float] | str:
+def measure(
+    setting: Setting, name: str, pythons: dict[str, str], windows: str, environment: dict[str, str]
+) -> dict[str, float] | str:
     """Return one contender's figures of one run."""
-    module, options, extra = CONTENDERS[name]
-    steps = len(np.load(windows, mmap_mode="r"))
+    module, options, extra = setting.contenders[name]
     if module == "rewarm":
-        budget = f"budget={steps * BATCH * CONTEXT}"
-        speeds = run_speeds([budget, *options], environment)
+        budget = f"budget={np.load(windows, mmap_mode='r').shape[0] * setting.batch * setting.context}"
+        speeds = run_speeds([f"model={setting.model}", *setting.overrides, budget, *options], environment)
         return speeds if isinstance(speeds, str) else {"tokens_per_second": statistics.median(speeds)}
     python = pythons.get(name.split(maxsplit=1)[0], sys.executable)
-    command = [python, "-m", module, windows, f"--shape={json.dumps(LOCAL)}", *options]
+    command = [python, "-m", module, windows, f"--shape={json.dumps(setting.shape)}", *options]
     return last_json(command, environment | extra)
 
 
-def flops_per_token() -> float:
+def flops_per_token(setting: Setting) -> float:
     """Return the products of one trained token: 6 a parameter that multiplies, and attention in full."""
-    hidden, layers = LOCAL["hidden_size"], LOCAL["num_hidden_layers"]
-    blocks = layers * (4 * hidden * hidden + 2 * hidden * LOCAL["intermediate_size"])
-    return 6 * (blocks + hidden * LOCAL["vocab_size"]) + 12 * layers * hidden * CONTEXT
+    shape = setting.shape
+    hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
+    blocks = layers * (4 * hidden * hidden + 2 * hidden * shape["intermediate_size"])
+    return 6 * (blocks + hidden * shape["vocab_size"]) + 12 * layers * hidden * setting.context
 
 
-def table(found: dict[str, list[float]], limits: list[float]) -> str:
+def table(setting: Setting, found: dict[str, list[float]], limits: list[float]) -> str:
     """Return the figures as a Markdown table, the fastest last."""
-    limit = statistics.median(limits)
+    limit, size = statistics.median(limits), setting.product
     best = {
         kind: max((statistics.median(v) for k, v in found.items() if k.startswith(kind)), default=0)
         for kind in ("Trainer", "litgpt")
@@ -100,21 +144,24 @@ def table(found: dict[str, list[float]], limits: list[float]) -> str:
     for name, speeds in sorted(found.items(), key=lambda item: statistics.median(item[1])):
         middle = statistics.median(speeds)
         ratios = [f"{middle / best[kind]:.2f}" if best[kind] else "-" for kind in best]
-        share = middle * flops_per_token() / limit
+        share = middle * flops_per_token(setting) / limit
         spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
         lines.append(f"| {name} | {middle:,.0f} | {spread} | {' | '.join(ratios)} | {share:.0%} |")
-    return "\n".join([*lines, "", f"Limit: {limit / 1e9:,.0f} GFLOP/s, a BF16 product of 2048 x 2048 x 2048."])
+    product = f"{setting.precision.upper()} product of {size} x {size} x {size}"
+    return "\n".join([*lines, "", f"Limit: {limit / 1e9:,.0f} GFLOP/s, a {product}."])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=list(SETTINGS), default="local")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", help="contenders whose name holds this")
     parser.add_argument("--python", action="append", default=[], help="NAME=PATH: another interpreter for a peer")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     options = parser.parse_args()
-    names = [name for name in CONTENDERS if not options.only or options.only in name]
+    setting = SETTINGS[options.setting]
+    names = [name for name in setting.contenders if not options.only or options.only in name]
     pythons = dict(item.split("=", 1) for item in options.python)
     speeds: dict[str, list[float]] = {}
     limits: list[float] = []
@@ -122,23 +169,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         windows = f"{folder}/windows.npy"
         generator = np.random.default_rng(0)
-        shape = (options.steps, BATCH, CONTEXT + 1)
-        np.save(windows, generator.integers(0, LOCAL["vocab_size"], shape, dtype=np.int64))
+        shape = (options.steps, setting.batch, setting.context + 1)
+        np.save(windows, generator.integers(0, setting.shape["vocab_size"], shape, dtype=np.int64))
         environment = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
         for _ in range(options.repetitions):
-            limit = last_json([sys.executable, "-c", LIMIT], {})
+            limit = last_json([sys.executable, "-c", LIMIT, str(setting.product), TYPES[setting.precision]], {})
             assert not isinstance(limit, str), limit
             limits.append(limit["flops_per_second"])
             for name in names:
                 if name in failed:
                     continue
-                result = measure(name, pythons, windows, environment)
+                result = measure(setting, name, pythons, windows, environment)
                 if isinstance(result, str):
                     failed[name] = result
                     continue
                 speeds.setdefault(name, []).append(result["tokens_per_second"])
                 print(f"{name}: {result['tokens_per_second']:,.0f}", file=sys.stderr)
-    print(table(speeds, limits))
+    print(table(setting, speeds, limits))
     for name, why in failed.items():
         print(f"left out: {name} ({why})")
     if options.out:

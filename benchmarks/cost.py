@@ -68,9 +68,9 @@ def step_milliseconds(overrides: list[str], tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    for name, points in AXES.items():
-        sizes, costs = [size for size, _ in points], []
-        for size, overrides in points:
+    for name, runs in AXES.items():
+        sizes, costs = [size for size, _ in runs], []
+        for size, overrides in runs:
             sequences = size if name.startswith("sequences") else 32
             context = size if name.startswith("context") else 128
             costs.append(step_milliseconds(overrides, sequences * context))
@@ -87,7 +87,8 @@ def main() -> None:
         starts.append(found["ms"])
         memory.append(found["mib"])
     for name, costs, unit in (("opening, first batch", starts, "ms"), ("memory", memory, "MiB")):
-        figures = ", ".join(f"{size / 1e6:,.0f}M: {cost:,.1f} {unit}" for size, cost in zip(sizes, costs, strict=True))
+        points = zip(sizes, costs, strict=True)
+        figures = ", ".join(f"{size / 1e6:,.0f}M: {cost:,.1f} {unit}" for size, cost in points)
         print(f"| tokens in the store, {name} | {figures} | {exponent(sizes, costs):.2f} | |", flush=True)
 
 

@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("windows")
     parser.add_argument("--shape", type=json.loads, required=True)
     parser.add_argument("--precision", default="bf16-true")
+    parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--warm-up", type=int, default=5)
     options = parser.parse_args()
     windows = np.load(options.windows)
@@ -108,7 +109,7 @@ def main() -> None:
                 save_interval=None,
                 log_interval=10,
                 global_batch_size=batch,
-                micro_batch_size=batch,
+                micro_batch_size=options.micro_batch or batch,
                 max_tokens=steps * batch * (length - 1),
                 max_norm=1.0,
                 min_lr=1e-4,
@@ -118,7 +119,8 @@ def main() -> None:
             eval=EvalArgs(interval=10**9, max_iters=1, final_validation=False),
         )
     sys.stdout = stdout
-    seconds = np.diff(data.asked)[options.warm_up :]
+    parts = batch // (options.micro_batch or batch)
+    seconds = np.diff(data.asked[::parts])[options.warm_up :]
     print(json.dumps({"tokens_per_second": batch * (length - 1) / statistics.median(seconds.tolist())}))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from rewarm.config import Config
 from rewarm.data.batches import Batches
@@ -16,7 +15,7 @@ from rewarm.losses import TokenLoss
 from rewarm.models import load_model, resolve_init
 from rewarm.plan import make_plan
 from rewarm.training.loop import Loop, Metrics
-from rewarm.training.precision import LossScaler, resolve_precision
+from rewarm.training.precision import LossScaler, resolve_device, resolve_precision
 from rewarm.training.state import TrainState, make_optimizer
 from tests.conftest import make_documents, make_store
 
@@ -47,7 +46,7 @@ def make_loop(fixed_data: Callable[[Config], RunData]) -> Build:
     """Return a function from a config to a loop over the fixed text, and the list that its metrics go to."""
 
     def build(config: Config) -> tuple[Loop, list[Metrics]]:
-        device = torch.device("cpu")
+        device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
         model = load_model(resolve_init("scratch"), config.model, config.seed, device)
         scaler = LossScaler(config.scaler, device, dynamic=precision.scales)

@@ -173,3 +173,27 @@ def test_nothing_that_a_save_may_be_copying_changes_before_it_is_settled(small: 
     loop.update()
     assert settled == [1]
     assert not any(torch.equal(p, before.weights[name]) for name, p in loop.state.model.named_parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_no_update_waits_for_the_gpu(precision: str, small: Small, make_loop: Build) -> None:
+    loop, _ = make_loop(small(*TINY, "device=cuda", f"precision={precision}", "train.micro_batch_size=2"))
+    loop.update()  # the first one allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            loop.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(torch.stack([p.detach().sum() for p in loop.state.model.parameters()])).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fp16_on_a_gpu_gives_nearly_the_losses_of_fp32(small: Small, make_loop: Build) -> None:
+    found = []
+    for precision in ("fp16", "fp32"):
+        loop, rows = make_loop(small(*TINY, "device=cuda", f"precision={precision}"))
+        loop.run()
+        found.append(losses(rows))
+    assert found[0] == pytest.approx(found[1], rel=2e-3)

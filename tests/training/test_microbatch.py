@@ -87,7 +87,7 @@ def test_out_of_memory_with_one_sequence_is_said_in_one_line(small: Small, make_
         loop.run()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_finds_the_largest_once_and_remembers_it(
     small: Small, make_loop: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

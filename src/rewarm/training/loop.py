@@ -110,7 +110,10 @@ class Loop:
         with record_function("batch"):
             share = distributed.share(self.config.train.batch_size)
             rows = self.data.batches.rows(step, share.start, share.stop)
-            windows = torch.from_numpy(rows).to(self.precision.device, non_blocking=True)
+            windows = torch.from_numpy(rows)
+            if self.precision.device.type == "cuda":
+                windows = windows.pin_memory()  # else the copy is made twice, and the host waits for the first
+            windows = windows.to(self.precision.device, non_blocking=True)
         with record_function("forward and backward"):
             loss = self._gradients(windows)
         with record_function("optimizer"):
