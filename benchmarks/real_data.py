@@ -1,65 +1,71 @@
-"""Real Pile and RedPajama text, the real tokenizer: a small Pythia is trained upstream, then re-warmed downstream.
+"""The study at a middle scale: real text of two corpora, the real tokenizer, a Pythia-14M shape.
 
-`python -m benchmarks.real_data --upstream 8M --downstream 2M` reads ../shared/data and prints one line an arm.
+`python -m benchmarks.real_data --upstream PILE.jsonl.gz --downstream REDPAJAMA.jsonl.gz --tokenizer TOKENIZER.json`
+pretrains on the upstream text, then runs the paper's experiments on the maximum learning rate and on the warm-up from
+there, and reports both. What is there already is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-SETS = {"upstream": ("pile", "meta.pile_set_name"), "downstream": ("redpajama", "meta.redpajama_set_name")}
-ARMS = {
-    "constant": ["schedule=constant", "max_lr=4e-4", "warmup=0"],
-    "cosine 4e-4": ["max_lr=4e-4", "warmup=0.05"],
-    "cosine 4e-3": ["max_lr=4e-3", "warmup=0.05"],
-    "cosine 4e-3, no warm-up": ["max_lr=4e-3", "warmup=0"],
-    "cosine 4e-3, replay 0.25": ["max_lr=4e-3", "warmup=0.05", "replay=0.25"],
-}
+REWARM = [sys.executable, "-m", "rewarm"]
 
 
-def shuffled(folder: Path, name: str) -> Path:
-    """Write a sample in random order: the file is sorted by subject."""
-    path = folder / f"{name}.jsonl"
-    with gzip.open(SHARED / f"{name}_sample.jsonl.gz") as file:
-        rows = file.readlines()
-    random.Random(0).shuffle(rows)
-    path.write_bytes(b"".join(rows))
-    return path
+def shuffled(source: Path, target: Path) -> Path:
+    """Write a sample in random order: corpora come sorted by subject."""
+    if not target.exists():
+        with gzip.open(source) as file:
+            rows = file.readlines()
+        random.Random(0).shuffle(rows)
+        target.write_bytes(b"".join(rows))
+    return target
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--upstream", default="8M", help="tokens of the pre-training")
-    parser.add_argument("--downstream", default="2M", help="tokens of each arm")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upstream", type=Path, required=True, help="jsonl.gz with domains in meta.pile_set_name")
+    parser.add_argument("--downstream", type=Path, required=True, help="the same, meta.redpajama_set_name")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--model", default="pythia-14m")
+    parser.add_argument("--pretraining", default="8M", help="tokens of the upstream run")
+    parser.add_argument("--horizon", default="1M", help="tokens of an arm of the experiment on the maximum LR")
+    parser.add_argument("--short", default="0.5M", help="tokens of an arm of the experiment on the warm-up")
     parser.add_argument("--folder", type=Path, default=Path("runs/real-data"))
+    parser.add_argument("--report", type=Path, default=Path("runs/real-data/report"))
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    folder: Path = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    old = shuffled(options.upstream, folder / "upstream.jsonl")
+    new = shuffled(options.downstream, folder / "downstream.jsonl")
     common = [
-        *("model=pythia-14m", "model.hidden_size=64", "model.layers=4", "model.intermediate_size=256"),
-        *("data=files", f"data.tokenizer={SHARED / '20B_tokenizer.json'}", "data.max_bad_share=0.01"),
-        *("tracker=none", "checkpoint.every=100000", "evaluation.every=50", "data.validation_tokens=16384"),
+        *(f"model={options.model}", "data=files", f"data.tokenizer={options.tokenizer.resolve()}"),
+        f"data.upstream={{path:{old},domain_field:meta.pile_set_name}}",
+        f"data.downstream={{path:{new},domain_field:meta.redpajama_set_name}}",
+        *("data.max_bad_share=0.01", "data.validation_tokens=32768", "data.shard_tokens=1M"),
+        *("train.batch_size=16", "train.context=256", "evaluation.every=25", "checkpoint.every=100000"),
+        "tracker=none",
     ]
-    for side, (name, domain) in SETS.items():
-        common.append(f"data.{side}={{path:{shuffled(options.folder, name)},domain_field:{domain}}}")
 
-    def train(name: str, *overrides: str) -> Path:
-        run = options.folder / name.replace(" ", "-").replace(",", "")
-        subprocess.run([sys.executable, "-m", "rewarm", "train", *common, *overrides, f"run_dir={run}"], check=True)
-        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        print(f"{name:<28}{last['upstream/loss']:8.4f}{last['downstream/loss']:8.4f}", flush=True)
-        return run
+    def rewarm(*arguments: str) -> None:
+        subprocess.run([*REWARM, *arguments], check=True)
 
-    print(f"{'':<28}{'upstream':>8}{'downstr.':>8}")
-    start = train("upstream", "init=scratch", "data.train=upstream", "max_lr=4e-3", f"budget={options.upstream}")
-    for name, overrides in ARMS.items():
-        train(name, f"init={start}", f"budget={options.downstream}", *overrides)
+    start = folder / "pretrained"
+    rewarm(
+        *("train", *common, "init=scratch", "data.train=upstream", "schedule=cosine", "evaluation.every=250"),
+        *(f"budget={options.pretraining}", f"run_dir={start}"),
+    )
+    for experiment in ("max_lr", "warmup_length"):
+        rewarm(
+            *("train", "-m", f"experiment={experiment}", *common, f"init={start}", f"run_dir={folder / experiment}"),
+            *(f"experiment.horizon={options.horizon}", f"experiment.short={options.short}"),
+        )
+        rewarm("report", str(folder / experiment), f"out={options.report / experiment}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Tokenising and packing: rewarm's store against the usual recipe of `datasets`. `python -m benchmarks.tokenising`.
+"""Tokenising and packing: rewarm's store against the usual recipe of `datasets`.
+
+`python -m benchmarks.tokenising --data FILE.jsonl.gz --tokenizer TOKENIZER.json`
 
 The recipe is `datasets.map(tokenize, batched=True)`, then `map(group_texts, batched=True)` into blocks. Both read the
 same file with the same tokenizer and as many processes, from nothing to tokens on disk, by turns. Memory is the sum
@@ -17,7 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CONTEXT = 2048
 
 
@@ -111,8 +112,8 @@ def measure(side: str, options: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default=str(SHARED / "pile_sample.jsonl.gz"))
-    parser.add_argument("--tokenizer", default=str(SHARED / "20B_tokenizer.json"))
+    parser.add_argument("--data", required=True, help="a jsonl.gz file")
+    parser.add_argument("--tokenizer", required=True, help="a tokenizer.json")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--side", choices=("ours", "recipe"), help=argparse.SUPPRESS)
