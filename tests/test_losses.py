@@ -84,6 +84,31 @@ def test_half_precision_is_as_close_to_fp32_as_whole_logits_are(dtype: torch.dty
     assert 0 < error(ours) < 1.2 * error(whole)
 
 
+@pytest.mark.parametrize("way", ["cpu", "others", "compiled"])
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_way_to_differentiate_is_autograds(dtype: torch.dtype, spread: float, way: str) -> None:
+    """With the wide spread, probabilities underflow in FP32: losses of hundreds of nats stay exact."""
+    ways = {
+        "cpu": losses.differentiate_on_cpu,
+        "others": losses.differentiate,
+        "compiled": torch.compile(losses.differentiate, dynamic=False, fullgraph=True, backend="aot_eager"),
+    }
+    generator = torch.Generator().manual_seed(2)
+    logits = (torch.randn(9, VOCABULARY, generator=generator) * spread).to(dtype)
+    wanted, factor = torch.randint(0, VOCABULARY, (9, 1), generator=generator), torch.tensor(0.5, dtype=torch.float64)
+    exact = logits.double().clone().requires_grad_()
+    expected = cross_entropy(exact, wanted.flatten()).sum()
+    (gradient,) = torch.autograd.grad(expected * factor, exact)
+    loss, ours = ways[way](logits.clone(), wanted, factor.to(torch.promote_types(dtype, torch.float32)))
+    assert (loss > 1000) == (spread > 1)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=tolerance, atol=0)
+    assert ours.dtype == dtype
+    rounding = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 3e-3}[dtype]
+    torch.testing.assert_close(ours.double(), gradient, rtol=rounding, atol=rounding)
+
+
 def test_the_factor_keeps_fp16_gradients_from_underflow() -> None:
     model, windows = build("gpt_neox"), make_windows()
     found = {}

@@ -92,6 +92,7 @@ def main() -> None:
         mlp_class_name="GptNeoxMLP",
     )
     sys.stdout, stdout = sys.stderr, sys.stdout
+    sys.argv = [sys.argv[0], "pythia-14m"]  # litgpt reads the command line once more where it saves
     with tempfile.TemporaryDirectory() as folder:
         setup(
             "neox",

@@ -7,14 +7,15 @@ hidden states at a time, and the gradient at once with the loss, so that nothing
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CPU_LOGITS_AT_ONCE = 1 << 21
-"""8 MB in FP32, which stay in a cache."""
+CPU_LOGITS_AT_ONCE = 1 << 20
+"""4 MB in FP32, which stay in a cache."""
 GPU_LOGITS_AT_ONCE = 1 << 27
 """Enough rows to fill the matrix units at any vocabulary."""
 
@@ -30,6 +31,40 @@ def _logits(hidden: Tensor, head: nn.Linear, dtype: torch.dtype) -> Tensor:
     bias = None if head.bias is None else head.bias.to(dtype)
     logits = nn.functional.linear(hidden, head.weight.to(dtype), bias)
     return logits.to(torch.promote_types(dtype, torch.float32))
+
+
+Differentiate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+LEAST_PROBABILITY = 1e-30
+"""Of what is smaller, FP32 would lose digits, and in the end everything."""
+
+
+def differentiate(logits: Tensor, wanted: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of logits (n, vocabulary) and `factor` times its gradient, in the logits' type.
+
+    `wanted` is (n, 1). What can be is done in place, and rounded in the last pass: these passes over the vocabulary
+    are most of the time beside products.
+    """
+    log_p = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    ours = log_p.gather(1, wanted)
+    return -ours.sum(), _gradient(log_p.exp_(), logits, wanted, factor)
+
+
+def differentiate_on_cpu(logits: Tensor, wanted: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what `differentiate` does, with half its exponentials: they are dear here, and looking at a value is not."""
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    p = torch.softmax(logits, -1, dtype=exact)
+    ours = p.gather(1, wanted)
+    if ours.min() > LEAST_PROBABILITY:
+        ours = ours.log_()
+    else:
+        ours = torch.log_softmax(logits, -1, dtype=exact).gather(1, wanted)
+    return -ours.sum(), _gradient(p, logits, wanted, factor)
+
+
+def _gradient(p: Tensor, logits: Tensor, wanted: Tensor, factor: Tensor) -> Tensor:
+    """Return `factor * (p - onehot(wanted))` in the type of the logits; `p` is used up."""
+    difference = p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
+    return torch.mul(difference, factor, out=torch.empty_like(logits))
 
 
 class _ScaledLoss(torch.autograd.Function):
@@ -50,6 +85,7 @@ class _ScaledLoss(torch.autograd.Function):
         factor: Tensor,
         dtype: torch.dtype,
         rows: int,
+        derive: Differentiate,
     ) -> Tensor:
         exact = torch.promote_types(dtype, torch.float32)
         cast_hidden, cast_weight = hidden.to(dtype), weight.to(dtype)
@@ -61,12 +97,8 @@ class _ScaledLoss(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             part, wanted = cast_hidden[start : start + rows], targets[start : start + rows, None]
             logits = nn.functional.linear(part, cast_weight, cast_bias)
-            log_p = torch.log_softmax(logits, -1, dtype=exact)
-            ours = log_p.gather(1, wanted)
-            total -= ours.sum()
-            # From here on in place, and rounded in the last pass: these passes are most of the time beside products.
-            difference = log_p.exp_().scatter_add_(1, wanted, torch.full_like(ours, -1.0))
-            grad = torch.mul(difference, factor, out=torch.empty_like(logits))
+            loss, grad = derive(logits, wanted, factor)
+            total += loss
             grad_hidden[start : start + rows] = grad @ cast_weight
             grad_weight += grad.T @ part
             if grad_bias is not None:
@@ -78,7 +110,7 @@ class _ScaledLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         hidden, weight, bias = ctx.saved_tensors
-        return hidden * grad, weight * grad, None if bias is None else bias * grad, None, None, None, None
+        return hidden * grad, weight * grad, None if bias is None else bias * grad, None, None, None, None, None
 
 
 def linear_head(model: nn.Module) -> nn.Linear | None:
@@ -114,6 +146,8 @@ class TokenLoss(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.differentiate: Differentiate = differentiate
+        """How it is done off the CPU; may be compiled."""
         self._head = (linear_head(model),)  # in a tuple, so that it is not a second name of the model's parameters
 
     def forward(self, windows: Tensor, factor: Tensor) -> Tensor:
@@ -124,7 +158,8 @@ class TokenLoss(nn.Module):
             return cross_entropy(self._plain_logits(windows), targets).sum() * factor
         hidden = self._hidden(windows)
         rows = rows_at_once(head.weight.shape[0], hidden.device)
-        arguments = (hidden, head.weight, head.bias, targets, factor, _product_type(hidden), rows)
+        derive = differentiate_on_cpu if hidden.device.type == "cpu" else self.differentiate
+        arguments = (hidden, head.weight, head.bias, targets, factor, _product_type(hidden), rows, derive)
         loss: Tensor = _ScaledLoss.apply(*arguments)  # type: ignore[no-untyped-call]
         return loss
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ import torch
 
 from rewarm.config import Config
 from rewarm.training.compiling import PAYS_FROM, compile_model, compiles
-from tests.conftest import make_config
+from tests.conftest import ROOT, SMALL, make_config
 from tests.training.conftest import Build
+from tests.training.killing import metrics
 from tests.training.test_loop import TINY, losses
 
 Small = Callable[..., Config]
@@ -53,9 +57,29 @@ def test_a_compiled_run_gives_the_losses_of_a_plain_one(
         loop, rows = make_loop(small(*TINY, "model.layers=1", "max_lr=3e-3"))
         if compiled:
             before = [name for name, _ in loop.state.model.named_parameters()]
-            compile_model(loop.state.model)
+            compile_model(loop.token_loss)
             assert [name for name, _ in loop.state.model.named_parameters()] == before
         loop.run()
         runs[compiled] = losses(rows)
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
     assert runs[True] == pytest.approx(runs[False], rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif("REWARM_SOAK" not in os.environ, reason="takes a minute; REWARM_SOAK=1 runs it")
+def test_a_signal_to_all_processes_during_compilation_saves_and_a_rerun_goes_on(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    compiled, run = tmp_path / "compiled", tmp_path / "run"
+    command = [sys.executable, "-m", "rewarm", "train", *SMALL, *TINY, "train.compile=true", f"run_dir={run}"]
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "PYTHONPATH": str(ROOT / "src")}
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, env=environment, stderr=said, stdout=said, start_new_session=True)
+        while not list(compiled.rglob("*.main.cpp")) and process.poll() is None:
+            pass  # until the first kernel is handed to the C++ compiler
+        os.killpg(process.pid, number)
+        assert process.wait(300) == 128 + number, (tmp_path / "said").read_text()
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-1"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert [row["step"] for row in metrics(run)] == list(range(11))

@@ -7,10 +7,10 @@ import shutil
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from rewarm.cache import cache_dir
 from rewarm.config import Config
+from rewarm.losses import TokenLoss
 
 PAYS_FROM = {"cpu": 3e14, "cuda": 3e16}
 """Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are 20 minutes, of which a
@@ -31,11 +31,20 @@ def compiles(config: Config, device: torch.device, flops: float | None) -> bool:
     )
 
 
-def compile_model(model: nn.Module) -> None:
-    """Compile the transformer under the output layer, in place, for the shapes that it will see.
+def keep_compiled_code() -> None:
+    """Have compiled code kept in the cache, where the next run finds it, unless the user says where.
 
-    The loss goes through the output layer in chunks and stays outside. Parameters keep their names. Compiled code
-    is kept in the cache, where the next run finds it.
+    To be called before transformers' models are imported, which settle the place.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
-    cast("Any", model).base_model.compile(dynamic=False)
+
+
+def compile_model(token_loss: TokenLoss) -> None:
+    """Compile the transformer under the output layer, in place, for the shapes that it will see.
+
+    The products of the output layer stay as they are, chunk by chunk; on a GPU what lies between them becomes one
+    kernel or two. (On a CPU it has as few passes already.) Parameters keep their names.
+    """
+    model = cast("Any", token_loss.model)
+    model.base_model.compile(dynamic=False)
+    token_loss.differentiate = torch.compile(token_loss.differentiate, dynamic=False)

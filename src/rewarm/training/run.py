@@ -32,7 +32,7 @@ from rewarm.summary import summarize, table
 from rewarm.tracking import Trackers
 from rewarm.training import checkpoints, distributed, microbatch, sharded
 from rewarm.training.agreement import agreed, check_divides, check_restarts, check_sharding
-from rewarm.training.compiling import compile_model, compiles
+from rewarm.training.compiling import compile_model, compiles, keep_compiled_code
 from rewarm.training.loop import Loop
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_device, resolve_precision
 from rewarm.training.profiling import make_profiler
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 def set_up_host(config: Config, device: torch.device) -> None:
     """Set threads, and on a CPU tell glibc to keep large blocks: giving them back costs a third of the speed."""
+    keep_compiled_code()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
@@ -181,7 +182,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     compiled = begun.get("compiled", distributed.from_first(lambda: compiles(config, device, run_flops)))
     compiled = compiled and not distributed.is_sharded(state.model)
     if compiled:
-        compile_model(state.model)
+        compile_model(token_loss)
     if distributed.is_first():
         folder.trim_metrics(state.step if saved else -1)
         kept = {key: begun[key] for key in ("id", "init", "started", "extensions") if key in begun}
