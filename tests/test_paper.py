@@ -92,6 +92,7 @@ def test_the_same_data_pair_trains_on_the_pile_and_scores_both() -> None:
         (f"{MODEL}@step143000", "fp16", ()),
         (f"{MODEL}@step143000", "bf16", ("replay=0.25",)),
         (f"{MODEL}@step10000", "fp16", ("schedule=cosine_neox",)),
+        (f"{MODEL}@step10000", "bf16", ()),
         ("scratch", "bf16", ()),
         ("scratch", "fp16", ("data=pile-pile",)),
     ],

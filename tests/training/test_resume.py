@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from tests.conftest import ROOT
-from tests.training.killing import Fault, Runs, assert_same, kill_at_random, metrics
+from tests.training.killing import TINY, Fault, Runs, assert_same, kill_at_random, metrics
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,40 @@ def test_sigterm_saves_and_the_same_command_goes_on(runs: Runs, changes: list[st
     assert "Traceback" not in command.output
     runs.finish(run)
     runs.check(run)
+
+
+@pytest.mark.parametrize("call", ["_accumulate_gradients", "_apply", "_evaluate", "copied", "_training_metrics"])
+def test_sigterm_in_any_part_of_the_loop_saves_and_the_same_command_goes_on(runs: Runs, call: str) -> None:
+    run = runs.new()
+    command = runs.start(run, Fault(str(run), 2, "term", call=call))
+    assert command.wait() == 128 + signal.SIGTERM
+    assert command.output.count("saved at step") == 1
+    runs.finish(run)
+    runs.check(run)
+
+
+def test_a_signal_to_a_whole_job_lets_tokenising_go_on_until_the_run_has_saved(tmp_path: Path) -> None:
+    """As from SLURM or Ctrl-C: the processes that tokenise get it too."""
+    lines = [json.dumps({"text": f"line {n}: " + "some old and some new text " * 99}) for n in range(4000)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    source = [f"data.{side}={tmp_path / 'text.jsonl'}" for side in ("upstream", "downstream")]
+    command = [sys.executable, "-m", "rewarm", "train", *TINY, "data=files", *source, "data.workers=1"]
+    command += ["budget=1280000", "evaluation.every=10", "data.shard_tokens=4096", f"run_dir={tmp_path / 'run'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "REWARM_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if sum(": loss upstream" in line for line in said) == 2:
+                os.killpg(process.pid, signal.SIGTERM)
+                break
+        said += process.stderr.readlines()
+        assert process.wait() == 128 + signal.SIGTERM, said
+    assert sum("saved at step" in line for line in said) == 1
+    assert not any("Traceback" in line for line in said)
 
 
 def test_a_signal_during_imports_leaves_no_folder_and_no_traceback(tmp_path: Path) -> None:
