@@ -48,7 +48,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 @pytest.fixture(params=[1, 7, 1000])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many of the 39 tokens have logits at once: one, some with a rest, all."""
-    monkeypatch.setattr(losses, "CPU_LOGITS_AT_ONCE", request.param * VOCABULARY)
+    monkeypatch.setattr(losses, "rows_at_once", lambda _: request.param)
     return int(request.param)
 
 
@@ -134,7 +134,7 @@ def test_the_head_is_no_second_name_of_a_parameter() -> None:
 
 
 def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CPU_LOGITS_AT_ONCE", 4 * VOCABULARY)
+    monkeypatch.setattr(losses, "rows_at_once", lambda _: 4)
     token_loss, windows = TokenLoss(build("gpt_neox")), make_windows()
     largest = 0
 

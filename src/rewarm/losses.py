@@ -20,10 +20,17 @@ GPU_LOGITS_AT_ONCE = 1 << 27
 """Enough rows to fill the matrix units at any vocabulary."""
 
 
-def rows_at_once(vocab_size: int, device: torch.device) -> int:
-    """Return for how many tokens logits are held at a time."""
-    most = CPU_LOGITS_AT_ONCE if device.type == "cpu" else GPU_LOGITS_AT_ONCE
-    return max(1, most // vocab_size)
+LEAST_ROWS = 256
+
+
+def rows_at_once(head: nn.Linear) -> int:
+    """Return for how many tokens logits are held at a time.
+
+    Each time the gradient of the whole output matrix is added to: that must stay cheap beside the rows themselves.
+    """
+    vocab_size, hidden_size = head.weight.shape
+    most = CPU_LOGITS_AT_ONCE if head.weight.device.type == "cpu" else GPU_LOGITS_AT_ONCE
+    return max(LEAST_ROWS, hidden_size, most // vocab_size)
 
 
 def _logits(hidden: Tensor, head: nn.Linear, dtype: torch.dtype) -> Tensor:
@@ -157,7 +164,7 @@ class TokenLoss(nn.Module):
         if head is None:
             return cross_entropy(self._plain_logits(windows), targets).sum() * factor
         hidden = self._hidden(windows)
-        rows = rows_at_once(head.weight.shape[0], hidden.device)
+        rows = rows_at_once(head)
         derive = differentiate_on_cpu if hidden.device.type == "cpu" else self.differentiate
         arguments = (hidden, head.weight, head.bias, targets, factor, _product_type(hidden), rows, derive)
         loss: Tensor = _ScaledLoss.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -171,7 +178,7 @@ class TokenLoss(nn.Module):
         if head is None:
             return cross_entropy(self._plain_logits(windows), targets.flatten()).view_as(targets)
         hidden = self._hidden(windows)
-        rows, dtype = rows_at_once(head.weight.shape[0], hidden.device), _product_type(hidden)
+        rows, dtype = rows_at_once(head), _product_type(hidden)
         parts = zip(torch.split(hidden.to(dtype), rows), torch.split(targets.flatten(), rows), strict=True)
         losses = [cross_entropy(_logits(part, head, dtype), wanted) for part, wanted in parts]
         return torch.cat(losses).view_as(targets)
