@@ -71,7 +71,7 @@ def test_a_signal_to_all_processes_during_compilation_saves_and_a_rerun_goes_on(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     compiled, run = tmp_path / "compiled", tmp_path / "run"
-    command = [sys.executable, "-m", "rewarm", "train", *SMALL, *TINY, "train.compile=true", f"run_dir={run}"]
+    command = [sys.executable, "-m", "rewarm", "train", *SMALL, *TINY, "init=scratch", "train.compile=true", f"run_dir={run}"]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "PYTHONPATH": str(ROOT / "src")}
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, env=environment, stderr=said, stdout=said, start_new_session=True)

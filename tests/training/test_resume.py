@@ -89,10 +89,14 @@ def test_sigterm_saves_and_the_same_command_goes_on(runs: Runs, changes: list[st
     runs.check(run)
 
 
-@pytest.mark.parametrize("call", ["_accumulate_gradients", "_apply", "_evaluate", "copied", "_training_metrics"])
-def test_sigterm_in_any_part_of_the_loop_saves_and_the_same_command_goes_on(runs: Runs, call: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "at"),
+    [("_accumulate_gradients", 2), ("any_of", 3), ("perplexity", 4), ("take_means", 2)],
+    ids=["gradients", "update", "evaluation", "metrics"],
+)
+def test_sigterm_in_any_part_of_the_loop_saves_and_the_same_command_goes_on(runs: Runs, call: str, at: int) -> None:
     run = runs.new()
-    command = runs.start(run, Fault(str(run), 2, "term", call=call))
+    command = runs.start(run, Fault(str(run), at, "term", call=call))
     assert command.wait() == 128 + signal.SIGTERM
     assert command.output.count("saved at step") == 1
     runs.finish(run)
