@@ -67,11 +67,21 @@ def test_a_compiled_run_gives_the_losses_of_a_plain_one(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif("REWARM_SOAK" not in os.environ, reason="takes a minute; REWARM_SOAK=1 runs it")
-def test_a_signal_to_all_processes_during_compilation_saves_and_a_rerun_goes_on(
+def test_a_signal_to_all_processes_during_compilation_is_no_failure_and_a_rerun_goes_on(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     compiled, run = tmp_path / "compiled", tmp_path / "run"
-    command = [sys.executable, "-m", "rewarm", "train", *SMALL, *TINY, "init=scratch", "train.compile=true", f"run_dir={run}"]
+    command = [
+        sys.executable,
+        "-m",
+        "rewarm",
+        "train",
+        *SMALL,
+        *TINY,
+        "init=scratch",
+        "train.compile=true",
+        f"run_dir={run}",
+    ]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "PYTHONPATH": str(ROOT / "src")}
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, env=environment, stderr=said, stdout=said, start_new_session=True)
@@ -79,7 +89,10 @@ def test_a_signal_to_all_processes_during_compilation_saves_and_a_rerun_goes_on(
             pass  # until the first kernel is handed to the C++ compiler
         os.killpg(process.pid, number)
         assert process.wait(300) == 128 + number, (tmp_path / "said").read_text()
+    # The first evaluation is what compiles first: there is nothing to save yet.
+    assert (
+        (tmp_path / "said").read_text().endswith("left at once; the same command starts again from what was saved\n")
+    )
     assert "Traceback" not in (tmp_path / "said").read_text()
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-1"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert [row["step"] for row in metrics(run)] == list(range(11))
