@@ -67,8 +67,11 @@ def step_milliseconds(overrides: list[str], tokens: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--only", default="", help="sizes whose name holds this")
+    options = parser.parse_args()
     for name, runs in AXES.items():
+        if options.only not in name:
+            continue
         sizes, costs = [size for size, _ in runs], []
         for size, overrides in runs:
             sequences = size if name.startswith("sequences") else 32
@@ -78,6 +81,8 @@ def main() -> None:
         tail = exponent(sizes[-3:], costs[-3:])
         figures = ", ".join(f"{size:,}: {cost:,.0f} ms" for size, cost in zip(sizes, costs, strict=True))
         print(f"| {name} | {figures} | {exponent(sizes, costs):.2f} | {tail:.2f} |", flush=True)
+    if options.only:
+        return
     sizes, starts, memory = [16_000_000, 64_000_000, 256_000_000, 1_024_000_000], [], []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:

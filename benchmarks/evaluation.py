@@ -1,4 +1,4 @@
-"""What an evaluation takes, beside the least it could: inference of the same model. `python -m benchmarks.evaluation`.
+"""What an evaluation takes beside inference of the same model. `python -m benchmarks.evaluation`.
 
 By turns: `rewarm`'s evaluation of a validation set, the forward passes alone (as a transformers user writes them: no
 gradient, the same batches and autocast, the mean loss of each batch), and a training step's time for as many tokens.

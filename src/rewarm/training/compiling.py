@@ -12,9 +12,9 @@ from rewarm.cache import cache_dir
 from rewarm.config import Config
 from rewarm.losses import TokenLoss
 
-PAYS_FROM = {"cpu": 3e14, "cuda": 3e16}
-"""Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are 20 minutes, of which a
-tenth is won for half a minute of compiling (docs/performance.md); for GPUs it is an estimate."""
+PAYS_FROM = {"cpu": 1.5e14, "cuda": 3e16}
+"""Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are ten minutes, of which a
+tenth or more is won for 50 seconds of compiling (docs/performance.md); for GPUs it is an estimate."""
 
 
 def compiles(config: Config, device: torch.device, flops: float | None) -> bool:
