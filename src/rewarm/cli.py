@@ -90,7 +90,7 @@ def _main() -> int:
 def main() -> None:
     """Run the command line of this process; exit codes are 0, 2 for a user's mistake, 128+signal, or 1."""
     os.umask(os.umask(0) | 0o002)  # nothing that a run leaves behind is writable for all
-    # Read when torch is loaded. Where others use the machine, threads that spin while they wait take ten times as long.
+    # Read when torch is loaded. On a busy machine, threads that spin while they wait take ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     leave_on_signals()
     code = _main()
