@@ -82,7 +82,8 @@ GPU = Setting(
         "Trainer FP16 compiled": (TRAINER, FP16, {}),
         "litgpt BF16 compiled": (LITGPT, ["--precision=bf16-true", "--micro-batch=8"], {}),
         "plain FP16 compiled": (PLAIN, [*FP16, "--attention=sdpa"], {}),
-        "rewarm": ("rewarm", [], {}),
+        "rewarm": ("rewarm", ["train.compile=false"], {}),
+        "rewarm compiled": ("rewarm", ["train.compile=true"], {}),
     },
     8192,
 )

@@ -69,7 +69,12 @@ def main() -> None:
     compare_precisions("pythia-14m", out, 60)
     shape = [f"model={options.model}", f"train.batch_size={options.batch}", f"train.context={options.context}"]
     budget = f"budget={12 * options.batch * options.context}"
-    run("profile", [*REWARM, *shape, budget, "profile=true", f"run_dir={out / 'profile'}"], out, 150)
+    run(
+        "profile",
+        [*REWARM, *shape, budget, "profile=true", "train.compile=true", f"run_dir={out / 'profile'}"],
+        out,
+        150,
+    )
     if not options.no_peers:
         peers = [sys.executable, "-m", "benchmarks", "--setting=gpu", "--repetitions=2", "--steps=30"]
         run("speeds", [*peers, f"--out={out / 'speeds.json'}"], out, max(1.0, end - time.monotonic()))
