@@ -168,7 +168,7 @@ def _failing_together(store: Store) -> Iterator[None]:
         code = error.exit_code if isinstance(error, RewarmError) else 1
         first = _say_failed(store, f"{rank()} {code}")
         if first is None or int(first.split()[0]) != rank():
-            raise SaidElsewhereError(int(first.split()[1]) if first else 1) from error
+            raise SaidElsewhereError(int(first.split()[1]) if first else code) from error
         if _is_of_a_lost_process(error):  # killed, it could not say anything
             error = RewarmError(
                 f"another process is gone ({_first_line(error)}); the same command goes on from the last checkpoint"
