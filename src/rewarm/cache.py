@@ -84,7 +84,9 @@ def exclusive(path: Path, *, wait: bool) -> Iterator[bool]:
     With `wait` it is always got, sooner or later; without, another owner means False at once. The file says who
     the owner is. A file system without locks counts as one without other owners.
     """
-    with path.open("a") as file:
+    with storing(path):
+        file = path.open("a")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
