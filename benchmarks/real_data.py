@@ -1,8 +1,8 @@
 """The study at a middle scale: real text of two corpora, the real tokenizer, a Pythia-14M shape.
 
 `python -m benchmarks.real_data --upstream PILE.jsonl.gz --downstream REDPAJAMA.jsonl.gz --tokenizer TOKENIZER.json`
-pretrains on the upstream text, then runs the paper's experiments on the maximum learning rate and on the warm-up from
-there, and reports both. What is there already is not run again.
+pretrains on the upstream text, then asks from there what the paper asks first: how high, and how long a warm-up. What
+is there already is not run again. Warm-ups are longer shares than the paper's, which would be one step of so few.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main() -> None:
     parser.add_argument("--downstream", type=Path, required=True, help="the same, meta.redpajama_set_name")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--model", default="pythia-14m")
-    parser.add_argument("--pretraining", default="8M", help="tokens of the upstream run")
-    parser.add_argument("--horizon", default="1M", help="tokens of an arm of the experiment on the maximum LR")
-    parser.add_argument("--short", default="0.5M", help="tokens of an arm of the experiment on the warm-up")
+    parser.add_argument("--pretraining", default="3M", help="tokens of the upstream run")
+    parser.add_argument("--horizon", default="0.6M", help="tokens of an arm of the first question")
+    parser.add_argument("--short", default="0.3M", help="tokens of an arm of the second")
     parser.add_argument("--folder", type=Path, default=Path("runs/real-data"))
     parser.add_argument("--report", type=Path, default=Path("runs/real-data/report"))
     options = parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
         f"data.upstream={{path:{old},domain_field:meta.pile_set_name}}",
         f"data.downstream={{path:{new},domain_field:meta.redpajama_set_name}}",
         *("data.max_bad_share=0.01", "data.validation_tokens=32768", "data.shard_tokens=1M"),
-        *("train.batch_size=16", "train.context=256", "evaluation.every=25", "checkpoint.every=100000"),
+        *("train.batch_size=16", "train.context=256", "evaluation.every=10", "checkpoint.every=100000"),
         "tracker=none",
     ]
 
@@ -60,12 +60,18 @@ def main() -> None:
         *("train", *common, "init=scratch", "data.train=upstream", "schedule=cosine", "evaluation.every=250"),
         *(f"budget={options.pretraining}", f"run_dir={start}"),
     )
-    for experiment in ("max_lr", "warmup_length"):
-        rewarm(
-            *("train", "-m", f"experiment={experiment}", *common, f"init={start}", f"run_dir={folder / experiment}"),
-            *(f"experiment.horizon={options.horizon}", f"experiment.short={options.short}"),
-        )
-        rewarm("report", str(folder / experiment), f"out={options.report / experiment}")
+    questions = {
+        "max_lr": ["experiment=max_lr", f"experiment.horizon={options.horizon}"],
+        "warmup": [
+            "schedule=cosine_neox",
+            "warmup=0,0.05,0.1,0.2",
+            f"horizon={options.horizon}",
+            f"budget={options.short}",
+        ],
+    }
+    for name, overrides in questions.items():
+        rewarm("train", "-m", *overrides, *common, f"init={start}", f"run_dir={folder / name}")
+        rewarm("report", str(folder / name), f"out={options.report / name}")
 
 
 if __name__ == "__main__":
