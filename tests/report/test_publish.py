@@ -43,8 +43,10 @@ def records(folder: Path) -> list[Any]:
 
     W&B's Python package has the messages and no longer a reader of the file around them.
     """
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # its process writes the file, and has written all of it when it has ended
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     found = []
     for frame in frames(path.read_bytes()):
