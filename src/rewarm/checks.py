@@ -222,6 +222,8 @@ def from_hydra(cfg: DictConfig) -> Config:
         key = first_line(error).split()[-1]
         raise UserError(f"{key}: needs a value; give {key}=…") from error
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to another type
+        if "missing mandatory value" in str(error):
+            raise UserError(f"{error.full_key}: needs a value; give {error.full_key}=…") from error
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(result, Config)
     for f in fields(Config):
