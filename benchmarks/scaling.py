@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rewarm.compose import compose_config
 from rewarm.estimate import Shape, shape_of
+from rewarm.training.microbatch import divisors
 
 TOKENS = 296.86e9
 SEQUENCES, CONTEXT = 1104, 2048
@@ -89,9 +90,8 @@ def derive() -> None:
             speed = cluster.gpus * cluster.peak * cluster.mfu / shape.flops(CONTEXT)
             hours = TOKENS / speed / 3600
             for sharded in (False, True):
-                room = {
-                    n: memory_gb(shape, cluster.gpus, n, sharded=sharded) for n in divisors(SEQUENCES // cluster.gpus)
-                }
+                sizes = divisors(SEQUENCES // cluster.gpus, 32)
+                room = {n: memory_gb(shape, cluster.gpus, n, sharded=sharded) for n in sizes}
                 fitting = [n for n, gb in room.items() if gb < 0.95 * cluster.memory_gb]
                 n = max(fitting, default=1)
                 row = (
@@ -109,10 +109,6 @@ def derive() -> None:
                     f"{hours * cluster.gpus * cluster.price:,.0f}" if fitting else "",
                 )
                 print("| " + " | ".join(row) + " |")
-
-
-def divisors(number: int) -> list[int]:
-    return [n for n in range(1, min(number, 32) + 1) if number % n == 0]
 
 
 def measure() -> None:

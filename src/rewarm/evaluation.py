@@ -13,7 +13,7 @@ from rewarm.training import distributed
 from rewarm.training.precision import Precision
 
 TOKENS_AT_ONCE = {"cpu": 8192, "mps": 8192, "cuda": 32768}
-"""More are no faster, without gradients to keep."""
+"""By device; for a GPU it is an estimate. More would only take memory."""
 
 
 def perplexity(loss: float) -> float:

@@ -18,16 +18,12 @@ CPU_LOGITS_AT_ONCE = 1 << 20
 """4 MB in FP32, which stay in a cache."""
 GPU_LOGITS_AT_ONCE = 1 << 27
 """Enough rows to fill the matrix units at any vocabulary."""
-
-
 LEAST_ROWS = 256
+"""With fewer, adding to the gradient of the output matrix is most of the time."""
 
 
 def rows_at_once(head: nn.Linear) -> int:
-    """Return for how many tokens logits are held at a time.
-
-    Each time the gradient of the whole output matrix is added to: that must stay cheap beside the rows themselves.
-    """
+    """Return for how many tokens logits are held at a time."""
     vocab_size, hidden_size = head.weight.shape
     most = CPU_LOGITS_AT_ONCE if head.weight.device.type == "cpu" else GPU_LOGITS_AT_ONCE
     return max(LEAST_ROWS, hidden_size, most // vocab_size)

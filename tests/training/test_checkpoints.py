@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from rewarm.config import ModelConfig, OptimizerConfig, ScalerConfig
 from rewarm.errors import CheckpointError
 from rewarm.models import Init, load_model
-from rewarm.training import checkpoints
+from rewarm.training import checkpoints, sharded
 from rewarm.training.checkpoints import copied, refer
 from rewarm.training.precision import LossScaler
 from rewarm.training.saving import Saver
@@ -69,7 +69,7 @@ def test_a_checkpoint_gives_back_the_whole_state(tmp_path: Path) -> None:
     other = make_state(seed=1)
     other.model = load_model(Init("", folder), SHAPE, 0, CPU)
     other.optimizer = make_optimizer(other.model, OptimizerConfig())
-    checkpoints.load_state(folder, other)
+    sharded.load_state(folder, other)
     assert_equal_trees(dict(other.model.state_dict()), dict(state.model.state_dict()))
     assert_equal_trees(other.state_dict(), state.state_dict())
 
@@ -175,7 +175,7 @@ def test_a_pickle_payload_is_not_executed(saved: Path, protocol: str) -> None:
     else:
         (saved / "step-2/state.pt").write_bytes(pickle.dumps(Payload(mark), protocol=2))
     with pytest.raises(CheckpointError, match="is not loaded"):
-        checkpoints.load_state(saved / "step-2", make_state())
+        sharded.load_state(saved / "step-2", make_state())
     with pytest.raises(CheckpointError):
         checkpoints.load_moments(saved / "step-2", make_state(), "x")
     assert not mark.exists()

@@ -13,15 +13,12 @@ from rewarm.config import Config
 from rewarm.errors import UserError
 from rewarm.rundir import config_text
 from rewarm.training import distributed
+from rewarm.training.microbatch import divisors
 from rewarm.training.resume import flat
 
 UNNAMED = re.compile(r"runs/\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}")
 """A `run_dir` that was not given, but made from the clock, which each process reads at another moment."""
 SHOWN = 6
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _listed(numbers: list[int], near: int) -> str:
@@ -39,14 +36,14 @@ def check_divides(config: Config, processes: int) -> None:
         sizes = _listed([n for n in (below, above) if n], batch)
         raise UserError(
             f"train.batch_size={batch}: {processes} processes cannot share it evenly; start "
-            f"{_listed(_divisors(batch), processes)} processes, or give train.batch_size={sizes}"
+            f"{_listed(divisors(batch, batch), processes)} processes, or give train.batch_size={sizes}"
         )
     share = batch // processes
     if micro is not None and share % micro:
-        counts = [n for n in _divisors(batch) if batch // n % micro == 0]
+        counts = [n for n in divisors(batch, batch) if batch // n % micro == 0]
         raise UserError(
             f"train.micro_batch_size={micro}: does not divide the {share} sequences that each of the {processes} "
-            f"processes has of train.batch_size={batch}; give {_listed(_divisors(share), micro)}, or start "
+            f"processes has of train.batch_size={batch}; give {_listed(divisors(share, share), micro)}, or start "
             f"{_listed(counts, processes)} processes"
         )
 

@@ -229,11 +229,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_state(folder: Path, state: TrainState) -> None:
-    """Load everything but the weights from a checkpoint."""
-    state.load_state_dict(read_state(folder))
-
-
 def load_moments(folder: Path | None, state: TrainState, init: str) -> None:
     """Load the optimizer's moments, and nothing else, from a checkpoint of rewarm's own.
 
