@@ -263,9 +263,11 @@ def _from_folder(init: Init, attention: str) -> nn.Module:
 def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
     """Return the model with FP32 weights on `device`, ready to train.
 
-    Attention is eager on CPUs, where torch's fused kernel is slower for short contexts, else SDPA.
+    Attention is SDPA, but on CPUs our own (GPT-NeoX) or eager, as torch's fused kernel is slow there.
     """
     from transformers.utils.logging import disable_progress_bar
+
+    from rewarm.attention import use_causal_attention  # which takes transformers' models in
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # loading takes no time beside the run's own bar
     attention = "eager" if device.type == "cpu" else "sdpa"
@@ -273,6 +275,7 @@ def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device)
     model = _from_scratch(config, seed, attention) if init.folder is None else _from_folder(init, attention)
     wrong = {name for name, p in model.named_parameters() if p.dtype != torch.float32}
     assert not wrong, f"master weights must be FP32: {sorted(wrong)[:3]}"
+    use_causal_attention(model, device)
     return model.to(device).train()
 
 

@@ -37,6 +37,7 @@ def test_only_runs_that_are_long_enough_are_compiled(monkeypatch: pytest.MonkeyP
     assert not compiles(config, CPU, 1e30), "without a C++ compiler there is nothing to compile with"
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch of its own code
 def test_the_model_compiles_without_a_graph_break(small: Small, make_loop: Build) -> None:
     loop, _ = make_loop(small(*TINY))
     base: Any = loop.state.model.base_model
@@ -47,6 +48,7 @@ def test_the_model_compiles_without_a_graph_break(small: Small, make_loop: Build
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch of its own code
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.skipif("REWARM_SOAK" not in os.environ, reason="takes half a minute; REWARM_SOAK=1 runs it")
 def test_a_compiled_run_gives_the_losses_of_a_plain_one(
     small: Small, make_loop: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

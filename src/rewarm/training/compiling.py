@@ -10,7 +10,7 @@ import torch
 
 from rewarm.cache import cache_dir
 from rewarm.config import Config
-from rewarm.losses import TokenLoss
+from rewarm.losses import TokenLoss, differentiate_compiled
 
 PAYS_FROM = {"cpu": 1.5e14, "cuda": 3e16}
 """Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are ten minutes, of which a
@@ -42,9 +42,9 @@ def keep_compiled_code() -> None:
 def compile_model(token_loss: TokenLoss) -> None:
     """Compile the transformer under the output layer, in place, for the shapes that it will see.
 
-    The products of the output layer stay as they are, chunk by chunk; on a GPU what lies between them becomes one
-    kernel or two. (On a CPU it has as few passes already.) Parameters keep their names.
+    The products of the output layer stay as they are, chunk by chunk; what lies between them becomes a kernel or two.
+    Parameters keep their names.
     """
     model = cast("Any", token_loss.model)
     model.base_model.compile(dynamic=False)
-    token_loss.differentiate = torch.compile(token_loss.differentiate, dynamic=False)
+    token_loss.differentiate = torch.compile(differentiate_compiled, dynamic=False)
