@@ -27,6 +27,23 @@ def seconds(arguments: list[str], environment: dict[str, str], cwd: str, exit_co
     return time.perf_counter() - start
 
 
+def seconds_to_first_step(environment: dict[str, str], cwd: str, name: str) -> float:
+    """Return how long it took from the command to the metrics of the first step, both evaluations before it done."""
+    command = [*REWARM, "train", "train.log_every=1", "budget=40960", "tracker=none", f"run_dir={name}"]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=os.environ | environment, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = Path(cwd, name, "metrics.jsonl")
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 1):
+        if process.poll() is not None:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode} before its first step")
+        time.sleep(0.005)
+    found = time.perf_counter() - start
+    process.wait()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -46,6 +63,9 @@ def main() -> None:
         figures["one step, empty cache"] = seconds([*one_step, "run_dir=a"], environment, folder)
         figures["one step, warm cache"] = statistics.median(
             seconds([*one_step, f"run_dir=b{n}"], environment, folder) for n in range(3)
+        )
+        figures["to the first step, warm"] = statistics.median(
+            seconds_to_first_step(environment, folder, f"c{n}") for n in range(options.repetitions)
         )
         if options.runs:
             fresh = environment | {"REWARM_CACHE": f"{folder}/fresh"}

@@ -13,8 +13,8 @@ from rewarm.config import Config
 from rewarm.losses import TokenLoss, differentiate_compiled
 
 PAYS_FROM = {"cpu": 1.5e14, "cuda": 3e16}
-"""Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are ten minutes, of which a
-tenth or more is won for 50 seconds of compiling (docs/performance.md); for GPUs it is an estimate."""
+"""Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are seven minutes or more, of
+which a tenth or more is won for 35 seconds of compiling (docs/performance.md); for GPUs it is an estimate."""
 
 
 def compiles(config: Config, device: torch.device, flops: float | None) -> bool:
