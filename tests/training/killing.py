@@ -259,14 +259,17 @@ def cache_of(run: Path) -> Path:
 
 
 def stores(run: Path) -> dict[str, bytes]:
-    """Return the content of every file of a run's own stores."""
+    """Return the content of every file of a run's own stores.
+
+    All but `complete.json`: a run that was killed just before it, and had all the tokens it needs, leaves it to the
+    next that asks for more.
+    """
     cache = cache_of(run)
-    files = (path for path in sorted(cache.rglob("*")) if path.is_file())
-    return {
-        str(path.relative_to(cache)): path.read_bytes()
-        for path in files
-        if path.name != "lock" and path.suffix != ".tmp"  # a killed process leaves what it had not renamed
-    }
+    files = (
+        path for path in sorted(cache.rglob("*")) if path.is_file() and path.name not in ("lock", "complete.json")
+    )
+    # A killed process leaves what it had not renamed.
+    return {str(path.relative_to(cache)): path.read_bytes() for path in files if path.suffix != ".tmp"}
 
 
 @dataclass
