@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from rewarm.data.layout import StoreSpec
 from rewarm.data.producer import Producer
 from rewarm.data.store import TokenStore, open_store
 from rewarm.data.tokenizers import load_tokenizer
-from rewarm.errors import DataError
+from rewarm.errors import DataError, StorageError
 from tests.conftest import ListSource, make_documents, make_store
 
 DOCUMENTS = make_documents(200)
@@ -95,6 +97,21 @@ def test_a_store_filled_with_interruptions_is_the_same_byte_for_byte(tmp_path: P
     assert failures >= 3
     assert store.complete
     assert all_files(straight.folder) == all_files(store.folder)
+
+
+def test_a_disk_that_is_full_when_a_store_is_made_is_said_in_a_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = StoreSpec({}, "tokenizer", 0, 256, 300)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="store.json: cannot be written .No space"):
+        patch.setattr(os, "fsync", full)
+        open_store(tmp_path, spec)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert open_store(tmp_path, spec).n_tokens == 0
 
 
 def test_many_producers_at_once_make_one_store(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rewarm.cache import fsync_dir, make_dir, write_json
+from rewarm.cache import fsync_dir, make_dir, storing, write_json
 from rewarm.data.documents import Source
 from rewarm.data.layout import Shard, StoreSpec, committed, is_complete
 from rewarm.data.producer import Producer
@@ -147,13 +147,15 @@ class TokenStore:
 def open_store(root: Path, spec: StoreSpec) -> TokenStore:
     """Return the store of `spec` under `root`, made where there is none yet.
 
-    Raises `DataError` where the folder holds a store of something else, as after it was copied or edited by hand.
+    Raises `DataError` where the folder holds a store of something else, as after it was copied or edited by hand, and
+    `StorageError` where there is no room for one.
     """
     folder = make_dir(root / spec.digest, "REWARM_CACHE")
     description = folder / "store.json"
     if not description.is_file():
-        write_json(description, spec.as_json())
-        fsync_dir(root)
+        with storing(description):
+            write_json(description, spec.as_json())
+            fsync_dir(root)
     held, wanted = json.loads(description.read_text()), json.loads(json.dumps(spec.as_json()))
     for key, value in wanted.items():
         if held.get(key) != value:
