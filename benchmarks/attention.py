@@ -48,6 +48,7 @@ def main() -> None:
     precision = resolve_precision("bf16", resolve_device("cpu"))
     print("| context | eager | SDPA | rewarm |\n|---|--:|--:|--:|")
     for context in (128, 512, 2048):
+        torch.compiler.reset()
         windows = torch.randint(0, 4096, (TOKENS // context, context + 1))
         ways = {way: build(way, context, compiled=options.compile) for way in ("eager", "sdpa", "rewarm")}
         seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -28,7 +28,7 @@ def seconds(arguments: list[str], environment: dict[str, str], cwd: str, exit_co
 
 
 def seconds_to_first_step(environment: dict[str, str], cwd: str, name: str) -> float:
-    """Return how long it took from the command to the metrics of the first step, both evaluations before it done."""
+    """Return how long it took from the command to the metrics of the first step, the evaluation before it done."""
     command = [*REWARM, "train", "train.log_every=1", "budget=40960", "tracker=none", f"run_dir={name}"]
     start = time.perf_counter()
     process = subprocess.Popen(
