@@ -10,6 +10,7 @@ from rewarm.config import Config, conf_dir
 from rewarm.errors import UserError
 from rewarm.plan import make_plan
 from rewarm.schedules import SCHEDULES
+from rewarm.training.agreement import UNNAMED
 from tests.conftest import make_config
 
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
@@ -27,6 +28,15 @@ NEEDED = {
 def test_every_shipped_config_composes_and_passes_the_checks(choice: str) -> None:
     config = make_config(choice, *NEEDED.get(choice, []))
     assert make_plan(config).steps > 0
+
+
+def test_runs_begun_in_the_same_second_have_folders_of_their_own() -> None:
+    folders = [make_config().run_dir for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert sorted(folders) == folders, "listed by name they stand in the order of their beginning"
+    assert all(UNNAMED.fullmatch(folder) for folder in folders), (
+        "where several processes each make up a name, one holds"
+    )
 
 
 def test_every_schedule_has_a_config_of_its_name() -> None:

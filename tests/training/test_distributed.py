@@ -271,7 +271,7 @@ def test_a_batch_that_cannot_be_shared_says_what_can(
 
 
 def test_a_restart_needs_a_folder_to_find(small: Callable[..., Config]) -> None:
-    unnamed = replace(small(), run_dir="runs/2026-01-31_23-59-59")
+    unnamed = replace(small(), run_dir="runs/2026-01-31_23-59-59-000001")
     check_restarts(unnamed, {"TORCHELASTIC_MAX_RESTARTS": "0"})
     check_restarts(small(), {"TORCHELASTIC_MAX_RESTARTS": "3"})
     with pytest.raises(UserError, match="run_dir: give it with torchrun's --max-restarts"):

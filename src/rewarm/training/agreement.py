@@ -16,7 +16,7 @@ from rewarm.training import distributed
 from rewarm.training.microbatch import divisors
 from rewarm.training.resume import flat
 
-UNNAMED = re.compile(r"runs/\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}")
+UNNAMED = re.compile(r"runs/\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}-\d{6}")
 """A `run_dir` that was not given, but made from the clock, which each process reads at another moment."""
 SHOWN = 6
 
