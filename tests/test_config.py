@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 
 from rewarm.checks import parse_tokens
+from rewarm.compose import compose_config
 from rewarm.config import Config, conf_dir
 from rewarm.errors import UserError
 from rewarm.plan import make_plan
@@ -31,7 +32,7 @@ def test_every_shipped_config_composes_and_passes_the_checks(choice: str) -> Non
 
 
 def test_runs_begun_in_the_same_second_have_folders_of_their_own() -> None:
-    folders = [make_config().run_dir for _ in range(3)]
+    folders = [compose_config().run_dir for _ in range(3)]
     assert len(set(folders)) == 3
     assert sorted(folders) == folders, "listed by name they stand in the order of their beginning"
     assert all(UNNAMED.fullmatch(folder) for folder in folders), (
