@@ -4,9 +4,11 @@ import re
 from dataclasses import fields
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from rewarm.checks import parse_tokens
-from rewarm.compose import compose_config
+from rewarm.compose import register
 from rewarm.config import Config, conf_dir
 from rewarm.errors import UserError
 from rewarm.plan import make_plan
@@ -32,7 +34,10 @@ def test_every_shipped_config_composes_and_passes_the_checks(choice: str) -> Non
 
 
 def test_runs_begun_in_the_same_second_have_folders_of_their_own() -> None:
-    folders = [compose_config().run_dir for _ in range(3)]
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        folders = [compose("config").run_dir for _ in range(3)]
     assert len(set(folders)) == 3
     assert sorted(folders) == folders, "listed by name they stand in the order of their beginning"
     assert all(UNNAMED.fullmatch(folder) for folder in folders), (
