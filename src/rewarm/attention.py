@@ -5,7 +5,7 @@ same, because it cannot look at the positions of the tokens; and with a mask, to
 
 On a CPU, reading and writing take most of a small model's time between the products. transformers' eager attention
 goes over all scores again and again, in FP32, over those too that causality throws away; torch's fused kernel is
-slower still.
+slower still for short contexts.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ AttentionInterface.register(NAME, sdpa_attention_forward)
 def use_causal_attention(model: nn.Module, device: torch.device) -> None:
     """Have a model of transformers attend without a mask, in place; on a CPU a GPT-NeoX by our own code.
 
-    Others stay as they are: some mask more than the later tokens, and on a CPU eager attention is faster than SDPA.
+    Others stay as they are: some mask more than the later tokens. (On a CPU that is eager, faster than SDPA for short
+    contexts.)
     """
     any_model = cast("Any", model)
     kind = any_model.config.model_type
