@@ -24,7 +24,7 @@ NAME = "sdpa_without_mask"
 FULL_ATTENTION = ("gpt_neox", "llama")
 """The model types known to mask nothing but the later tokens, in all layers."""
 QUERIES_AT_ONCE = 256
-"""Half of the scores of long contexts are never computed; fewer queries at once would leave the cores idle."""
+"""Blocks of later tokens are left out: of 2,048 tokens 56 % of the scores remain. Fewer at once are no faster."""
 
 
 class _Rotation(torch.autograd.Function):

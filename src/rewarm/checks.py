@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from rewarm.config import SIDES, Config, DataConfig, SourceConfig, schema
 from rewarm.errors import UserError, choice, first_line, nearest
@@ -221,9 +221,9 @@ def from_hydra(cfg: DictConfig) -> Config:
     except InterpolationToMissingValueError as error:  # what was asked for follows another value, which is missing
         key = first_line(error).split()[-1]
         raise UserError(f"{key}: needs a value; give {key}=…") from error
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: needs a value; give {error.full_key}=…") from error
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere, or to another type
-        if "missing mandatory value" in str(error):
-            raise UserError(f"{error.full_key}: needs a value; give {error.full_key}=…") from error
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(result, Config)
     for f in fields(Config):

@@ -44,28 +44,8 @@ LEAST_PROBABILITY = 1e-30
 def differentiate(logits: Tensor, wanted: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy of logits (n, vocabulary) and `factor` times its gradient, in the logits' type.
 
-    `wanted` is (n, 1). What can be is done in place, and rounded in the last pass: these passes over the vocabulary
-    are most of the time beside products.
+    `wanted` is (n, 1). Compiled it is one kernel, because nothing in it is written out of order.
     """
-    log_p = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    ours = log_p.gather(1, wanted)
-    return -ours.sum(), _gradient(log_p.exp_(), logits, wanted, factor)
-
-
-def differentiate_on_cpu(logits: Tensor, wanted: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what `differentiate` does, with half its exponentials: they are dear here, and looking at a value is not."""
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    p = torch.softmax(logits, -1, dtype=exact)
-    ours = p.gather(1, wanted)
-    if ours.min() > LEAST_PROBABILITY:
-        ours = ours.log_()
-    else:
-        ours = torch.log_softmax(logits, -1, dtype=exact).gather(1, wanted)
-    return -ours.sum(), _gradient(p, logits, wanted, factor)
-
-
-def differentiate_compiled(logits: Tensor, wanted: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what `differentiate` does, to be compiled: one pass a row, if nothing in it is written out of order."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     top = exact.amax(-1, keepdim=True)
     weights = (exact - top).exp()
@@ -76,10 +56,21 @@ def differentiate_compiled(logits: Tensor, wanted: Tensor, factor: Tensor) -> tu
     return loss, torch.where(hit, grad - factor, grad).to(logits.dtype)
 
 
-def _gradient(p: Tensor, logits: Tensor, wanted: Tensor, factor: Tensor) -> Tensor:
-    """Return `factor * (p - onehot(wanted))` in the type of the logits; `p` is used up."""
+def differentiate_on_cpu(logits: Tensor, wanted: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what `differentiate` does in few passes, each over all logits where nothing is compiled.
+
+    Loss and gradient come from one softmax, and what can be is done in place: passes over the vocabulary are most of
+    the time beside products. Looking at a value costs nothing here.
+    """
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    p = torch.softmax(logits, -1, dtype=exact)
+    ours = p.gather(1, wanted)
+    if ours.min() > LEAST_PROBABILITY:
+        ours = ours.log_()
+    else:
+        ours = torch.log_softmax(logits, -1, dtype=exact).gather(1, wanted)
     difference = p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
-    return torch.mul(difference, factor, out=torch.empty_like(logits))
+    return -ours.sum(), torch.mul(difference, factor, out=torch.empty_like(logits))
 
 
 class _ScaledLoss(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import signal
@@ -87,8 +88,9 @@ def test_a_signal_to_all_processes_during_compilation_is_no_failure_and_a_rerun_
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(compiled), "PYTHONPATH": str(ROOT / "src")}
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, env=environment, stderr=said, stdout=said, start_new_session=True)
-        while not list(compiled.rglob("*.main.cpp")) and process.poll() is None:
-            pass  # until the first kernel is handed to the C++ compiler
+        # Until the first kernel is handed to the C++ compiler; `glob` minds no folder that vanishes meanwhile.
+        while not glob.glob(f"{compiled}/**/*.main.cpp", recursive=True) and process.poll() is None:  # noqa: PTH207
+            pass
         os.killpg(process.pid, number)
         assert process.wait(300) == 128 + number, (tmp_path / "said").read_text()
     # The first evaluation is what compiles first: there is nothing to save yet.

@@ -10,7 +10,7 @@ import torch
 
 from rewarm.cache import cache_dir
 from rewarm.config import Config
-from rewarm.losses import TokenLoss, differentiate_compiled
+from rewarm.losses import TokenLoss, differentiate
 
 PAYS_FROM = {"cpu": 1.5e14, "cuda": 3e16}
 """Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are seven minutes or more, of
@@ -47,4 +47,4 @@ def compile_model(token_loss: TokenLoss) -> None:
     """
     model = cast("Any", token_loss.model)
     model.base_model.compile(dynamic=False)
-    token_loss.differentiate = torch.compile(differentiate_compiled, dynamic=False)
+    token_loss.differentiate = torch.compile(differentiate, dynamic=False)
