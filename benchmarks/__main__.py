@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed import run_speeds
-from rewarm.compose import compose_config
+from rewarm.config.compose import compose_config
 
 TRAINER, PLAIN, LITGPT = "benchmarks.peers.trainer", "benchmarks.peers.plain", "benchmarks.peers.litgpt_pretrain"
 Contender = tuple[str, list[str], dict[str, str]]

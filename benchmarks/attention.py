@@ -13,13 +13,14 @@ import time
 import torch
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 
-from rewarm.attention import CausalAttention
-from rewarm.compose import compose_config
-from rewarm.losses import TokenLoss
-from rewarm.models import load_model, resolve_init
+from rewarm.config.compose import compose_config
+from rewarm.model.attention import CausalAttention
+from rewarm.model.init import resolve_init
+from rewarm.model.losses import TokenLoss
+from rewarm.model.weights import load_model
 from rewarm.training.compiling import compile_model
 from rewarm.training.precision import resolve_device, resolve_precision
-from rewarm.training.run import set_up_host
+from rewarm.training.setup import set_up_host
 
 TOKENS = 8192
 
@@ -27,7 +28,7 @@ TOKENS = 8192
 def build(way: str, context: int, *, compiled: bool) -> TokenLoss:
     config = compose_config("scale=local", f"model.max_context={context}", f"train.context={context}")
     device = torch.device("cpu")
-    set_up_host(config, device)
+    set_up_host(config.train.threads, device)
     model = load_model(resolve_init("scratch"), config.model, 0, device)
     if way != "rewarm":
         model.set_attn_implementation(way)  # type: ignore[operator]

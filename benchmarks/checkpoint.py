@@ -20,11 +20,13 @@ from pathlib import Path
 
 import torch
 
-from rewarm.config import ModelConfig, OptimizerConfig, ScalerConfig
-from rewarm.models import Init, load_model
-from rewarm.training import checkpoints
+from rewarm.config.schema import ModelConfig, OptimizerConfig, ScalerConfig
+from rewarm.model.init import Init
+from rewarm.model.weights import load_model
+from rewarm.training.checkpoints import folder as checkpoints
+from rewarm.training.checkpoints.saving import BackgroundSaver
+from rewarm.training.checkpoints.snapshot import Snapshot
 from rewarm.training.precision import LossScaler
-from rewarm.training.saving import Saver
 from rewarm.training.state import TrainState, make_optimizer
 
 REPEATS = 7
@@ -66,20 +68,20 @@ def stand_still(state: TrainState, folder: Path) -> dict[str, float]:
         "the step beside it": [],
     }
     windows = torch.randint(4096, (32, 128), device=state.sums.device)
-    with Saver(lambda snapshot: void(checkpoints.write(folder, snapshot, model, None))) as saver:
+    with BackgroundSaver(state, lambda snapshot: void(checkpoints.write(folder, snapshot, model, None))) as saver:
         for number in range(REPEATS + 1):
             state.step += 1
             start = time.perf_counter()
-            checkpoints.write(folder, checkpoints.copied(checkpoints.refer(state)), model, None)
+            checkpoints.write(folder, Snapshot.view(state).copy(), model, None)
             synchronous = time.perf_counter() - start
             alone = gradients(state, windows)
             state.step += 1
             start = time.perf_counter()
-            saver.save(state)
+            saver.save()
             begun = time.perf_counter() - start
             beside = gradients(state, windows)
             start = time.perf_counter()
-            saver.settle()
+            saver.wait_for_copy()
             if state.sums.is_cuda:
                 torch.cuda.synchronize()
             background = begun + time.perf_counter() - start

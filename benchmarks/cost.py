@@ -41,6 +41,7 @@ from rewarm.data.store import TokenStore
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 store = TokenStore(Path(sys.argv[1]), StoreSpec({"kind": "zeros"}, "none", 0, 50_000, 16_000_000))
+store.holds(sys.maxsize)
 batches = Batches(BatchSpec(32, 2048, 0, 8192), store, None)
 for step in range(1, store.n_tokens // (32 * 2048), max(1, store.n_tokens // (32 * 2048) // 50)):
     batches[step]
@@ -49,7 +50,7 @@ for step in range(1, store.n_tokens // (32 * 2048), max(1, store.n_tokens // (32
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"ms": 1e3 * first, "mib": (after - before) / 1024}))
 """
-"""Open a store, read its first batch and fifty others spread over it."""
+"""Open a store that was checked before, read its first batch and fifty others spread over it."""
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:
@@ -86,8 +87,11 @@ def main() -> None:
     sizes, starts, memory = [16_000_000, 64_000_000, 256_000_000, 1_024_000_000], [], []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            path = sparse_store(Path(folder), size).folder
-            done = subprocess.run([sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, check=True)
+            store = sparse_store(Path(folder), size)
+            store.holds(size)
+            done = subprocess.run(
+                [sys.executable, "-c", OPEN, str(store.folder)], capture_output=True, text=True, check=True
+            )
         found = json.loads(done.stdout)
         starts.append(found["ms"])
         memory.append(found["mib"])

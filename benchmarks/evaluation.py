@@ -14,13 +14,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from rewarm.compose import compose_config
+from rewarm.config.compose import compose_config
 from rewarm.data.validation import ValidationSet
-from rewarm.evaluation import TOKENS_AT_ONCE, evaluate
-from rewarm.losses import TokenLoss
-from rewarm.models import load_model, resolve_init
+from rewarm.model.init import resolve_init
+from rewarm.model.losses import TokenLoss
+from rewarm.model.weights import load_model
+from rewarm.training.evaluation import TOKENS_AT_ONCE, evaluate
 from rewarm.training.precision import resolve_device, resolve_precision
-from rewarm.training.run import set_up_host
+from rewarm.training.setup import set_up_host
 
 WINDOWS, CONTEXT = 512, 128
 
@@ -28,7 +29,7 @@ WINDOWS, CONTEXT = 512, 128
 def main() -> None:
     config = compose_config("scale=local")
     device = resolve_device("auto")
-    set_up_host(config, device)
+    set_up_host(config.train.threads, device)
     precision = resolve_precision("auto", device)
     model = load_model(resolve_init("builtin"), config.model, 0, device)
     token_loss = TokenLoss(model)

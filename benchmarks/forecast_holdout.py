@@ -14,12 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from rewarm.forecast.command import read, usable
-from rewarm.forecast.features import PACES, units_of
+from rewarm.commands.forecast import read, usable
+from rewarm.forecast.features import units_of
+from rewarm.forecast.fitted import score, sides_of
 from rewarm.forecast.holdout import Errors, hold_out, pick
 from rewarm.forecast.laws import LAWS
 from rewarm.forecast.options import Options
-from rewarm.forecast.study import score, sides_of
 
 FINAL, CURVE = 0.01, 0.02
 
@@ -30,7 +30,7 @@ def spanning(curves: list) -> list[str]:
 
 
 def errors_of_law(law: str, curves: list, names: list[str]) -> list[Errors]:
-    units = units_of([c.trajectory for c in curves], paces=PACES)
+    units = units_of([c.trajectory for c in curves])
     fitted = pick(curves, names)
     others = [i for i in range(len(curves)) if i not in fitted]
     return [e for side in sides_of(curves) for e in hold_out(law, None, curves, side, units, 0, [others])]

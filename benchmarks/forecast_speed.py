@@ -13,16 +13,16 @@ import time
 import numpy as np
 
 from rewarm.forecast.curves import Curve, Trajectory
-from rewarm.forecast.features import PACES, features, units_of
+from rewarm.forecast.features import features, units_of
 from rewarm.forecast.fit import fit, points_of
+from rewarm.forecast.fitted import study
 from rewarm.forecast.laws import LAWS, form_of
 from rewarm.forecast.options import Options
-from rewarm.forecast.study import study
 from rewarm.schedules import ScheduleSpec, lr_curve
 
 TRUTH = {
     "L0": 2.3, "A": 0.5, "C": 0.18, "B": 0.37, "alpha": 0.5, "S_pt": 0.5, "E": 60.0, "beta": 0.3,
-    "memory": 1000 * 2_260_992.0, "pace": 0.8, "G": 3.0, "gamma": 0.5, "delta": 0.6,
+    "memory": 1000 * 2_260_992.0, "G": 3.0, "gamma": 0.5, "delta": 0.6,
 }  # fmt: skip
 FITTED = [
     ("cosine", 1.5e-4, 0.01), ("cosine", 3e-4, 0.01), ("cosine", 6e-4, 0.01),
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--law", choices=LAWS, default="cpt")
     given = parser.parse_args()
     runs = [trajectory(*arm, given.steps) for arm in FITTED]
-    units = units_of(runs, paces=PACES if given.law == "cpt_paced" else (0.0,))
+    units = units_of(runs)
     rng = np.random.default_rng(0)
 
     def true(of: Trajectory, steps: np.ndarray) -> np.ndarray:

@@ -61,12 +61,12 @@ def main() -> None:
         *(f"budget={options.pretraining}", f"run_dir={start}"),
     )
     questions = {
-        "max_lr": ["experiment=max_lr", f"experiment.horizon={options.horizon}"],
+        "max_lr": ["experiment=max_lr", f"budget={options.horizon}"],
         "warmup": [
             "schedule=cosine_neox",
             "warmup=0,0.05,0.1,0.2",
-            f"horizon={options.horizon}",
-            f"budget={options.short}",
+            f"budget={options.horizon}",
+            f"stop={options.short}",
         ],
     }
     for name, overrides in questions.items():

@@ -15,18 +15,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
-from hydra import compose, initialize_config_dir
 
-from rewarm.checks import from_hydra
-from rewarm.compose import register
-from rewarm.config import conf_dir
-from rewarm.report.command import report
+from rewarm.commands.report import report
+from rewarm.config.compose import compose_config
 
 
 def write(folder: Path, runs: int, lines: int) -> None:
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        base = from_hydra(compose("config", overrides=["run_dir=unused"]))
+    base = compose_config()
     for i in range(runs):
         run = folder / f"run-{i}"
         run.mkdir()

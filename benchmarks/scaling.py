@@ -15,8 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewarm.compose import compose_config
-from rewarm.estimate import Shape, shape_of
+from rewarm.config.compose import compose_config
+from rewarm.model.shape import Shape, shape_of
 from rewarm.training.microbatch import divisors
 
 TOKENS = 296.86e9
@@ -48,18 +48,13 @@ PAPER = Cluster("276 V100", 276, 16, 125e12, 0.25, 1.0)
 NODE = Cluster("8 H100", 8, 80, 989.4e12, 0.40, 2.5)
 
 
-def weights(shape: Shape) -> int:
-    """Return the number of parameters."""
-    return shape.blocks + shape.embeddings
-
-
 def memory_gb(shape: Shape, gpus: int, micro_batch: int, *, sharded: bool) -> float:
     """Return the GB that a GPU holds: weights, gradients and moments in FP32, their 16-bit copies, and activations.
 
     Activations are 34 bytes for each layer, token and unit of width (Korthikanti et al. 2022, without the scores,
     which SDPA never stores). Sharded, the embeddings and two blocks are whole beside this GPU's share of all.
     """
-    n = weights(shape)
+    n = shape.parameters
     activations = 34 * shape.hidden * shape.layers * CONTEXT * micro_batch
     if not sharded:
         return OTHER_GB + (18 * n + activations) / 1e9
@@ -73,7 +68,7 @@ def sent_gb(shape: Shape, gpus: int, micro_batch: int, *, sharded: bool) -> floa
     DDP: one all-reduce of FP32 gradients. FSDP: for each micro-batch two gatherings of weights and one scattering of
     gradients.
     """
-    once = 4 * weights(shape) * (gpus - 1) / gpus / 1e9
+    once = 4 * shape.parameters * (gpus - 1) / gpus / 1e9
     return once * (3 * SEQUENCES / gpus / micro_batch if sharded else 2)
 
 
@@ -129,7 +124,7 @@ def measure() -> None:
             trace = (run / "profile" / "trace.json").read_text()
         speed = statistics.median(speeds)
         micro_batches = 32 / count / 8 if way == "fsdp" else 1
-        mb = 4e-6 * weights(shape) * (count - 1) / count * (3 * micro_batches if way == "fsdp" else 2)
+        mb = 4e-6 * shape.parameters * (count - 1) / count * (3 * micro_batches if way == "fsdp" else 2)
         reductions = trace.count('"gloo:all_reduce"') / 3
         print(f"| {count} | {way} | {32 * 128 / speed * 1e3:.0f} | {speed:,.0f} | {reductions:.0f} | {mb:.1f} |")
 

@@ -23,20 +23,24 @@ CONTEXT = 2048
 
 
 def ours(path: str, tokenizer_path: str, folder: str, processes: int) -> tuple[float, int]:
-    from rewarm.config import DataConfig
-    from rewarm.data.layout import StoreSpec
+    from rewarm.config.schema import DataConfig
+    from rewarm.config.values import build
+    from rewarm.data.layout import StoreSpec, store_folder
     from rewarm.data.producer import Producer
-    from rewarm.data.sources import make_source
-    from rewarm.data.store import open_store
+    from rewarm.data.sources import Indexed, make_source, origin
     from rewarm.data.tokenizers import load_tokenizer
 
     start = time.perf_counter()
     side = {"path": path, "validation_share": 1e-12}
-    data = DataConfig(name="t", upstream=side, downstream=side, max_bad_share=0.01)
-    source, tokenizer = make_source(data, "upstream", "train"), load_tokenizer(tokenizer_path)
-    spec = StoreSpec(source.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, 2_000_000)
-    store = open_store(Path(folder), spec)
-    producer = Producer(store.folder, spec, source, tokenizer, 10**12, processes)
+    data, tokenizer = (
+        build(DataConfig, {"upstream": side, "max_bad_share": 0.01}, saved=True),
+        load_tokenizer(tokenizer_path),
+    )
+    place = origin(data.upstream, "upstream", "train")
+    assert not isinstance(place, Indexed)
+    documents = make_source(place, data.upstream, data)
+    spec = StoreSpec(documents.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, 2_000_000)
+    producer = Producer(store_folder(Path(folder), spec), spec, documents, tokenizer, 10**12, processes)
     producer.run()
     if producer.error:
         raise producer.error

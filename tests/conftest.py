@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from rewarm.cache import exclusive
-from rewarm.checks import from_hydra
-from rewarm.compose import register
-from rewarm.config import Config, conf_dir
+from rewarm.config.compose import compose_config
+from rewarm.config.plan import make_plan
+from rewarm.config.schema import Config
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.layout import StoreSpec
-from rewarm.data.store import TokenStore, open_store
+from rewarm.data.producer import fill_store
+from rewarm.data.store import TokenStore
 from rewarm.data.tokenizers import load_tokenizer
+from rewarm.runs.manifest import Manifest, Pinned
+from rewarm.runs.run import Run
+from rewarm.storage import exclusive
 from tests.hub import Hub
 
 HUB = Hub()
@@ -108,10 +110,13 @@ def hub(filled_hub: Hub) -> Iterator[Hub]:
 
 def make_config(*overrides: str) -> Config:
     """Return the checked config that these overrides give."""
-    register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return from_hydra(compose("config", overrides=["run_dir=unused", *overrides]))
+    return compose_config(*overrides)
+
+
+def planned(config: Config, init: Pinned | None = None) -> Run:
+    """Return the run of a config that was only begun, from where `init` says."""
+    return Run(Path(config.run_dir), config, Manifest(init=init), make_plan(config), None)
 
 
 @pytest.fixture
@@ -176,10 +181,8 @@ def make_store(
     name: str = "list",
 ) -> TokenStore:
     """Return a store of these documents that is being filled to its end."""
-    source, tokenizer = ListSource(documents, name), load_tokenizer("builtin")
+    listed, tokenizer = ListSource(documents, name), load_tokenizer("builtin")
     spec = StoreSpec(
-        source.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, shard_tokens, limit
+        listed.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, shard_tokens, limit
     )
-    store = open_store(folder, spec)
-    store.produce(source, tokenizer, until=10**9)
-    return store
+    return fill_store(folder, spec, listed, tokenizer, until=10**9)

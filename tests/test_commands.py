@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import blocks, commands, run, sections, write_texts
 from tests.conftest import ROOT, SMALL
 from tests.data.test_indexed import sequences, write
+from tests.documented import blocks, commands, run, sections, write_texts
 from tests.hub import Hub
 from tests.hub.content import pythia
 from tests.training.killing import Command
@@ -59,4 +59,4 @@ def test_the_pages_show_every_verb() -> None:
     for page in ("README.md", "docs/tutorial.md", "docs/how-to.md"):
         for block in blocks((ROOT / page).read_text()):
             shown |= {arguments[0] for arguments in commands(block) or []}
-    assert shown == {"train", "eval", "prepare", "schedule", "report", "forecast"}
+    assert shown == {"train", "eval", "prepare", "schedule", "report", "forecast", "diagnose"}

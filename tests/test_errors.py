@@ -5,14 +5,14 @@ import pickle
 import pytest
 
 from rewarm import errors
-from rewarm.errors import PreemptedError, RewarmError, SaidElsewhereError, nearest
+from rewarm.errors import PeerFailedError, PreemptedError, RewarmError, nearest
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RewarmError)]
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
 def test_every_error_reaches_another_process_whole(kind: type[RewarmError]) -> None:
-    given = {PreemptedError: ("a line", 143), SaidElsewhereError: (3,)}.get(kind, ("a line",))
+    given = {PreemptedError: ("a line", 143), PeerFailedError: (3,)}.get(kind, ("a line",))
     error = kind(*given)
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.exit_code) == (kind, str(error), error.exit_code)

@@ -53,7 +53,7 @@ def test_an_installation_elsewhere_finds_its_configs_and_its_model(installed: Pa
     assert done.returncode == 0, done.stderr
     assert (installed.parent / "out" / "schedule.csv").is_file()
     assert run(installed, "train", "schedule=cosin").stderr.startswith("rewarm: schedule=cosin: unknown choice")
-    program = "from rewarm.models import resolve_init; print(resolve_init('builtin').folder)"
+    program = "from rewarm.model.init import resolve_init; print(resolve_init('builtin').folder)"
     found = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": str(installed)},

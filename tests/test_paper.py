@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.checks import source
-from rewarm.plan import make_plan
+from rewarm.config.plan import make_plan
 from rewarm.schedules import lr
 from rewarm.training.run import run
 from tests.conftest import make_config
@@ -50,7 +49,7 @@ def test_every_number_of_the_papers_setting_is_in_the_config() -> None:
     assert (model.peak_lr, model.final_lr) == (3e-4, 3e-5)
     assert (config.evaluation.every, config.evaluation.dense_every) == (100, 50)
     assert config.data.validation_tokens == 10 * 1104 * 2048
-    upstream, downstream = source(config.data, "upstream"), source(config.data, "downstream")
+    upstream, downstream = config.data.upstream, config.data.downstream
     assert (upstream.id, upstream.validation_id, upstream.domain_field) == (
         PILE,
         PILE_VALIDATION,
@@ -72,17 +71,15 @@ def test_the_papers_plan_is_131_296_steps_of_2_260_992_tokens() -> None:
 
 
 def test_the_first_step_waits_for_no_more_than_the_first_shard() -> None:
-    from rewarm.checks import parse_tokens
-
     data, context = make_config("scale=paper").data, 2048
-    assert parse_tokens("data.shard_tokens", data.shard_tokens) > data.shuffle_window * context
+    assert data.shard_tokens > data.shuffle_window * context
 
 
 def test_the_same_data_pair_trains_on_the_pile_and_scores_both() -> None:
     config = make_config("scale=paper", "data=pile-pile")
     assert config.data.train == "upstream"
-    assert source(config.data, "upstream").id == PILE
-    assert source(config.data, "downstream").id == SLIMPAJAMA
+    assert config.data.upstream.id == PILE
+    assert config.data.downstream.id == SLIMPAJAMA
 
 
 @pytest.mark.usefixtures("hub")

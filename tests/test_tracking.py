@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.config import Config
+from rewarm.config.schema import Config
 from rewarm.errors import PreemptedError
 from rewarm.training.run import run
 

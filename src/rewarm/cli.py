@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from rewarm import __version__
 from rewarm.errors import RewarmError, UserError, nearest, tell
-from rewarm.training.signals import leave_on_signals
+from rewarm.training.signals import ignore_signals, leave_on_signals
 
 HELP = """\
 rewarm: continual pre-training of language models, to learn how to re-warm the learning rate.
@@ -22,6 +24,8 @@ rewarm: continual pre-training of language models, to learn how to re-warm the l
   rewarm schedule [overrides]        draw and tabulate the learning-rate curve
   rewarm report   RUN_OR_SWEEP...    figures, verdicts on the paper's claims, one page; --watch follows a run
   rewarm forecast RUN... [overrides] predict schedules not yet run from the loss curves of those that were
+  rewarm diagnose RUN_OR_CSV...      what went wrong in a training, with the evidence and what to try
+  rewarm recipe   [overrides] to=…   the settings of another trainer (transformers, torchtitan, megatron, …)
 
 Overrides are key=value. The ones most used:
   schedule=cosine   max_lr=6e-4   min_lr_ratio=0.1   warmup=0.01   budget=50M   horizon=300B
@@ -32,46 +36,62 @@ Overrides are key=value. The ones most used:
   rewarm train -m warmup=0,0.005,0.01,0.02        how long should the warm-up be?
   rewarm train -m experiment=all seeds=3          the paper's five experiments; then: rewarm report FOLDER
   rewarm train --cfg job                          the whole config, resolved
+  rewarm train runs/mine/config.yaml seed=1       a run out of a file of keys
+
+rewarm help VERB says more of each; docs/reference.md explains every key.
 """
 
 
-def _hydra_verb(name: str) -> Callable[[Sequence[str]], None]:
-    def run(arguments: Sequence[str]) -> None:
-        from rewarm.app import run_verb
-
-        run_verb(name, arguments)
-
-    return run
-
-
-def _forecast(arguments: Sequence[str]) -> None:
-    from rewarm.forecast.command import forecast
-
-    forecast(arguments)
+VERBS = {
+    "train": "train",
+    "eval": "evaluate",
+    "prepare": "prepare",
+    "schedule": "schedule",
+    "report": "report",
+    "forecast": "forecast",
+    "diagnose": "diagnose_all",
+    "recipe": "recipe",
+}
+"""Each verb: a file of `commands/` of that name, and the function there that takes its arguments."""
 
 
-def _report(arguments: Sequence[str]) -> None:
-    from rewarm.report.command import report
+def _act(verb: str) -> Callable[[Sequence[str]], None]:
+    """Return what does a verb; its module is imported only now."""
+    act: Callable[[Sequence[str]], None] = getattr(import_module(f"rewarm.commands.{verb}"), VERBS[verb])
+    return act
 
-    report(arguments)
 
+def _help(verb: str | None) -> str:
+    if verb in VERBS:
+        from rewarm.commands.usage import USAGE
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    name: _hydra_verb(name) for name in ("train", "eval", "prepare", "schedule")
-} | {"forecast": _forecast, "report": _report}
+        return USAGE[verb]
+    return HELP
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        sys.stdout.write(HELP)
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("help", ())
+    if verb == "help" or any(a in ("-h", "--help") for a in arguments):
+        named = [a for a in arguments if not a.startswith("-") and a != "help"]
+        if named and named[0] not in VERBS:
+            raise _unknown(named[0])
+        sys.stdout.write(_help(named[0] if named else None))
         return
-    verb, rest = arguments[0], arguments[1:]
-    if verb == "--version":
+    if verb in ("--version", "version") or "--version" in rest:
         sys.stdout.write(f"rewarm {__version__}\n")
         return
     if verb not in VERBS:
-        raise UserError(f"{verb}: unknown command{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})")
-    VERBS[verb](rest)
+        raise _unknown(verb)
+    try:
+        _act(verb)(rest)
+    except OSError as error:
+        if error.filename is None or isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; choose another place") from error
+
+
+def _unknown(verb: str) -> UserError:
+    return UserError(f"{verb}: unknown command{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})")
 
 
 def _main() -> int:
@@ -82,8 +102,6 @@ def _main() -> int:
         return error.exit_code
     except BrokenPipeError:
         return 1
-    except SystemExit as leaving:  # an application of Hydra's, which has said why
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
 
 
@@ -95,8 +113,9 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     leave_on_signals()
     code = _main()
-    hung = getattr(sys.modules.get("rewarm.tracking"), "hung", None)
-    if hung:  # a tracker that does not end would keep the process from ending too
+    ignore_signals()
+    if any(thread.name.startswith("tracker-") for thread in threading.enumerate()):
+        # A tracker that was left behind, hanging, would keep the process from ending too.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Iterable
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals that ask a run to save and leave: people and schedulers send them."""
 
 
 class RewarmError(Exception):
@@ -49,14 +53,14 @@ class PreemptedError(RewarmError):
         return type(self), (str(self), self.exit_code)
 
 
-class SaidElsewhereError(RewarmError):
+class PeerFailedError(RewarmError):
     """Another process of the run failed, and says why; this one only leaves, with the same exit code."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("another process of this run failed, and says why")
         self.exit_code = exit_code
 
-    def __reduce__(self) -> tuple[type[SaidElsewhereError], tuple[int]]:
+    def __reduce__(self) -> tuple[type[PeerFailedError], tuple[int]]:
         return type(self), (self.exit_code,)
 
 
@@ -85,7 +89,7 @@ def choice(what: str, value: str, known: Iterable[str]) -> UserError:
 
 def tell(error: RewarmError) -> None:
     """Write an error's line to stderr, unless another process of the run does; of several, say which one this is."""
-    if isinstance(error, SaidElsewhereError):
+    if isinstance(error, PeerFailedError):
         return
     who = f" (process {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     sys.stderr.write(f"rewarm{who}: {error}\n")

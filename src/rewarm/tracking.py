@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from rewarm.config import Config
+from rewarm.config.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class _Guarded(threading.Thread):
     """
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
-        super().__init__(name=f"tracker-{name}", daemon=True)
+        super().__init__(name=f"tracker-{name}", daemon=True)  # `cli` knows by the name who is left behind
         self._tracker_name, self._make = name, make
         self._actions: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(MOST_WAITING)
         self.start()
@@ -148,13 +148,10 @@ class _Guarded(threading.Thread):
         self.join(seconds)
         if self.is_alive():
             log.warning("tracker %s: does not end; left behind after %g s", self._tracker_name, seconds)
-            hung.append(self._tracker_name)
 
 
 MOST_WAITING = 10_000
 """Lines of metrics that may wait for a tracker."""
-hung: list[str] = []
-"""Trackers of this process that did not end: they might keep it from ending."""
 
 
 class Trackers:

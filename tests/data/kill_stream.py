@@ -17,14 +17,12 @@ from typing import NoReturn
 
 import huggingface_hub  # noqa: F401 - before the first fork, so that no child imports it again
 
-from rewarm.config import DataConfig
 from rewarm.data import encoding
 from rewarm.data.documents import Cursor, Document, Source
-from rewarm.data.layout import StoreSpec
+from rewarm.data.layout import StoreSpec, store_folder
 from rewarm.data.producer import Producer
-from rewarm.data.sources import make_source
-from rewarm.data.store import open_store
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
+from tests.data import source_of
 
 WATCHED = ("open", "os.rename", "socket.connect")
 
@@ -70,11 +68,11 @@ def fill(folder: Path, spec: StoreSpec, source: Source, tokenizer: Tokenizer) ->
 
 
 def main() -> None:
-    data, root, kills = DataConfig(**json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+    data, root, kills = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     encoding.BATCH_CHARACTERS = 1000  # so that shards are committed all along
-    source, tokenizer = make_source(data, "downstream", "train"), load_tokenizer("builtin")
+    source, tokenizer = source_of(data, "downstream", "train"), load_tokenizer("builtin")
     spec = StoreSpec(source.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, 1000)
-    folder = open_store(root, spec).folder
+    folder = store_folder(root, spec)
     draw = random.Random(7)
     progress = []
     for number in range(kills + 1):

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rewarm.config import DataConfig
+from rewarm.config.schema import SourceConfig
+from rewarm.config.values import build
 from rewarm.data.batches import Batches, BatchSpec
 from rewarm.data.indexed import DTYPES, IndexedTokens, index_of
-from rewarm.data.sources import open_existing
+from rewarm.data.sources import Indexed, origin
 from rewarm.data.tokenizers import load_tokenizer
 from rewarm.data.validation import validation_set
 from rewarm.errors import DataError, UserError
@@ -45,10 +46,10 @@ def sequences(count: int, length: int = CONTEXT + 1, top: int = 4000) -> list[li
 
 
 def existing(path: Path, split: str = "train", **options: Any) -> IndexedTokens:
-    data = DataConfig(name="t", upstream={"path": str(path)} | options, downstream="unused", tokenizer="builtin")
-    found = open_existing(data, "upstream", split, TOKENIZER)
-    assert found is not None
-    return found
+    config = build(SourceConfig, {"path": str(path)} | options, saved=True)
+    place = origin(config, "upstream", split)
+    assert isinstance(place, Indexed)
+    return IndexedTokens(place.key, place.index, TOKENIZER, place.first, place.last)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -125,6 +126,31 @@ def test_a_damaged_dataset_is_refused(tmp_path: Path, damage: str, message: str)
         index.unlink()
     with pytest.raises(UserError, match=message):
         existing(binary)
+
+
+def test_a_bit_flipped_in_an_index_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    rows = sequences(20)
+    index = write(tmp_path, rows)
+    content, expected, refused = index.read_bytes(), [i for row in rows for i in row], 0
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        index.write_bytes(damaged)
+        try:
+            tokens = existing(index, validation_share=1e-9)
+        except UserError:
+            refused += 1
+        else:
+            assert tokens.gather(np.array([0]), tokens.n_tokens)[0].tolist() == expected
+    assert refused > 34 + 4 * 20 - 8  # all of the header and the lengths, but for the number of documents
+
+
+def test_other_tokens_of_the_same_shape_are_told_by_a_sample(tmp_path: Path) -> None:
+    index = write(tmp_path, sequences(20))
+    before = existing(index)
+    index.with_suffix(".bin").write_bytes(np.array(sequences(20, top=3999), "<u2").tobytes())
+    after = existing(index)
+    assert (after.digest, after.sample != before.sample) == (before.digest, True)
 
 
 def test_a_prefix_names_a_dataset_too(tmp_path: Path) -> None:

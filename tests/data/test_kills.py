@@ -33,7 +33,9 @@ def fill(data: dict[str, Any], root: Path, kills: int) -> dict[str, bytes]:
         assert len(set(told["progress"][:-1])) > 5
         assert len(set(told["progress"][:-1])) < kills
     files = sorted(Path(told["folder"]).iterdir())
-    return {path.name: path.read_bytes() for path in files if not path.name.endswith((".tmp", "lock"))}
+    return {
+        path.name: path.read_bytes() for path in files if not path.name.endswith((".tmp", "lock", "checked.jsonl"))
+    }
 
 
 def check(data: dict[str, Any], tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from rewarm.config import DataConfig
 from rewarm.data.documents import Cursor, Document, Source
-from rewarm.data.sources import make_source
 from rewarm.errors import DataError, UserError
+from tests.data import source_of
 from tests.hub.content import Record, jsonl, parquet, pile, slimpajama, texts, zst
 
 RECORDS = pile("streams", 90)
@@ -28,8 +27,7 @@ WRITERS: dict[str, Callable[[list[Record]], bytes]] = {
 def stream(path: Path | str, split: str = "train", **options: Any) -> Source:
     shared = {name: options.pop(name) for name in ("max_bad_share",) if name in options}
     side = {"path": str(path), "domain_field": "meta.pile_set_name"} | options
-    data = DataConfig(name="t", upstream=side, downstream=side, tokenizer="builtin", **shared)
-    return make_source(data, "downstream", split)
+    return source_of({"downstream": side} | shared, "downstream", split)
 
 
 def read(source: Source, cursor: Cursor | None = None) -> list[tuple[Document, Cursor]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.encoding import encoded
-from rewarm.data.layout import StoreSpec
-from rewarm.data.store import open_store
+from rewarm.data.layout import StoreSpec, store_folder
+from rewarm.data.producer import fill_store
 from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import DataError, UserError
 from tests.conftest import ROOT, ListSource, make_documents
@@ -81,30 +83,35 @@ def test_token_ids_that_the_tokenizer_does_not_have_are_refused(wrong: int) -> N
 
 def test_a_store_that_another_tokenizer_made_is_refused(tmp_path: Path) -> None:
     spec = StoreSpec({}, load_tokenizer("builtin").fingerprint, 0, 4096, 1000)
-    folder = open_store(tmp_path, spec).folder
+    folder = store_folder(tmp_path, spec)
     other = StoreSpec({}, "another fingerprint", 0, 4096, 1000)
     folder.rename(tmp_path / other.digest)
     with pytest.raises(DataError, match="was made with another tokenizer"):
-        open_store(tmp_path, other)
+        store_folder(tmp_path, other)
 
 
-def test_a_full_disk_stops_clearly_and_leaves_the_store_as_it_was(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
+def test_a_full_disk_stops_clearly_and_leaves_the_store_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, tokenizer = ListSource(DOCUMENTS), load_tokenizer("builtin")
     spec = StoreSpec(source.fingerprint(), tokenizer.fingerprint, tokenizer.end_of_text, tokenizer.size, 300)
-    store = open_store(tmp_path, spec)
-    obstacle = store.folder / "shard-00002.tokens"
-    obstacle.symlink_to(full)  # what is written there meets ENOSPC
-    store.produce(source, tokenizer, 10**9)
-    with pytest.raises(DataError, match="No space left on device; the store is intact, rerun to go on"):
-        store.ensure(10**9)
+    store_folder(tmp_path, spec)
+    sync, calls = os.fsync, iter(range(1000))
+
+    def full(descriptor: int) -> None:
+        if next(calls) >= 12:  # two shards of three files, each file and then its folder
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        store = fill_store(tmp_path, spec, source, tokenizer, 10**9)
+        with pytest.raises(DataError, match="No space left on device; the store is intact, rerun to go on"):
+            store.ensure(10**9)
     assert len(store.shards) == 2
-    obstacle.unlink()
-    store.produce(source, tokenizer, 10**9)
-    store.ensure(10**9)
-    straight = open_store(tmp_path / "straight", spec)
-    straight.produce(source, tokenizer, 10**9)
+    assert not list(store.folder.glob(".*.tmp"))
+    again = fill_store(tmp_path, spec, source, tokenizer, 10**9)
+    again.ensure(10**9)
+    straight = fill_store(tmp_path / "straight", spec, source, tokenizer, 10**9)
     straight.ensure(10**9)
-    assert store.read(0, store.n_tokens).tolist() == straight.read(0, straight.n_tokens).tolist()
+    assert again.read(0, again.n_tokens).tolist() == straight.read(0, straight.n_tokens).tolist()

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rewarm.config.schema import Config
+from rewarm.data.prepare import check_domain_fields, open_validation
+from rewarm.data.tokenizers import load_tokenizer
 from rewarm.data.validation import validation_set
-from rewarm.errors import DataError
+from rewarm.errors import DataError, UserError
 from tests.conftest import make_documents, make_store
+from tests.hub.content import jsonl, parquet, pile, slimpajama
 
 DOCUMENTS = make_documents(100)
 
@@ -39,3 +45,51 @@ def test_whole_windows_only(tmp_path: Path) -> None:
 def test_text_too_short_for_one_sequence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fewer than one sequence of 5001; give more text"):
         validation_set(make_store(tmp_path, make_documents(3)), 5000, context=5000)
+
+
+def side(folder: Path, name: str, content: bytes) -> str:
+    """Write text that serves training and validation, and return the config of a source of it."""
+    for part in ("train", "validation"):
+        (folder / f"{part}-{name}").write_bytes(content)
+    return f"{{path:{folder / f'train-{name}'},validation_path:{folder / f'validation-{name}'}}}"
+
+
+def test_a_domain_field_that_no_record_has_is_refused_with_those_that_they_have(
+    tmp_path: Path, small: Callable[..., Config]
+) -> None:
+    jsonl_side, parquet_side = (
+        side(tmp_path, "a.jsonl", jsonl(pile("fields", 60))),
+        side(tmp_path, "b.parquet", parquet(slimpajama("fields", 60))),
+    )
+    plain_side = side(tmp_path, "c.txt", b"plain text has no fields at all\n\n" * 200)
+    tokenizer = load_tokenizer("builtin")
+
+    def check(upstream: str, downstream: str, *more: str) -> None:
+        config = small("data=files", f"data.upstream={upstream}", f"data.downstream={downstream}", *more)
+        check_domain_fields(config, open_validation(config, tokenizer))
+
+    has = r"no record of the upstream validation text has it; they have text, meta\.pile_set_name;"
+    with pytest.raises(UserError, match=rf"data\.domain_field=meta\.set: {has}"):
+        check(jsonl_side, plain_side, "data.domain_field=meta.set")
+    own = jsonl_side.replace("}", ",domain_field:set}")
+    with pytest.raises(UserError, match=rf"data\.upstream\.domain_field=set: {has}"):
+        check(own, plain_side)
+    with pytest.raises(UserError, match=r"downstream .* they have text, meta\.redpajama_set_name;"):
+        check(jsonl_side, parquet_side, "data.domain_field=meta.pile_set_name")
+    check(jsonl_side, plain_side, "data.domain_field=meta.pile_set_name")
+    check(jsonl_side, parquet_side)
+
+
+def test_more_validation_tokens_than_there_are_is_one_line_that_says_how_many(
+    tmp_path: Path, small: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    text = side(tmp_path, "a.jsonl", jsonl(pile("few", 30)))
+    config = small("data=files", f"data.upstream={text}", f"data.downstream={text}", "data.validation_tokens=1M")
+    with caplog.at_level(logging.WARNING):
+        sets = open_validation(config, load_tokenizer("builtin"))
+    few = sets["downstream"].n_tokens
+    assert few % config.train.context == 0
+    assert 500 < few < 3000
+    said = [message for message in caplog.messages if "downstream" in message]
+    assert len(said) == 1
+    assert said[0].startswith(f"data.validation_tokens=1,000,000: the downstream validation text has {few:,} tokens")

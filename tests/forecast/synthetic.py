@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rewarm.forecast.curves import Curve, Trajectory
-from rewarm.forecast.features import PACES, Units, features, units_of
-from rewarm.forecast.laws import form_of
+from rewarm.forecast.features import Units, features, units_of
+from rewarm.forecast.laws import LAWS, form_of
 from rewarm.schedules import ScheduleSpec, lr_curve
 
 TOKENS_PER_STEP = 2048.0
@@ -16,7 +16,7 @@ TRUTH = {
     "downstream": {"L0": 2.6, "A": 0.4, "C": 0.2, "B": -0.5},
     "shapes": {
         "alpha": 0.5, "S_pt": 0.5, "E": 60.0, "beta": 0.3, "memory": 150 * TOKENS_PER_STEP,
-        "G": 3.0, "gamma": 0.5, "delta": 0.6, "rho": 0.05, "pace": 0.8,
+        "G": 3.0, "gamma": 0.5, "delta": 0.6, "rho": 0.05,
     },
 }  # fmt: skip
 """Parameters in the units of `UNITS`: those of the papers' example fits, near enough."""
@@ -31,7 +31,7 @@ def trajectory(
     return Trajectory(lr, TOKENS_PER_STEP, FINAL_LR, warmup_steps, replay)
 
 
-UNITS: Units = units_of([trajectory("constant", 6e-4)], paces=PACES)
+UNITS: Units = units_of([trajectory("constant", 6e-4)])
 
 
 def losses(
@@ -40,7 +40,7 @@ def losses(
     """Return the losses that the true law gives after each of `steps`."""
     points = features(of, steps, units)
     form = form_of(law, points, None)
-    if replay_term and law.startswith("cpt"):
+    if replay_term and LAWS[law].shift:
         form = type(form)(law, form.history_known, form.histories_differ, replay_term)
     values = TRUTH[side] | TRUTH["shapes"]
     return form.bind(points, units).loss(values)[0]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rewarm.forecast.curves import Trajectory
-from rewarm.forecast.features import PACES, Remembered, features, paced_drop, remembered_drop, stack, units_of
+from rewarm.forecast.features import Remembered, features, remembered_drop, stack, units_of
 from rewarm.forecast.history import Pretraining
 from tests.forecast.synthetic import trajectory
 
@@ -61,7 +61,7 @@ def test_the_spline_between_memories_is_close_to_the_filter() -> None:
     table = Remembered(units, features(of, steps, units).drop)
     for memory in np.geomspace(5, 1500, 17):
         exact = remembered_drop(of.lr, of.start_lr, memory, steps) / units.lr
-        assert table(np.log(memory * of.tokens_per_step), 0.0)[0] == pytest.approx(exact, abs=2e-3)
+        assert table(np.log(memory * of.tokens_per_step))[0] == pytest.approx(exact, abs=2e-3)
 
 
 def test_blocks_keep_the_whole_change_of_the_lr() -> None:
@@ -78,29 +78,4 @@ def test_stacked_points_keep_their_order() -> None:
     joined = stack([features(a, np.array([1, 2]), units), features(b, np.array([3]), units)])
     assert len(joined) == 3
     assert joined.replay.tolist() == [0, 0, 0.1]
-    assert joined.drop.shape == (1, len(units.memories), 3)
-
-
-def test_a_drop_at_pace_0_is_the_published_one() -> None:
-    of = trajectory("cosine", 3e-4, steps=500)
-    steps = np.array([0, 3, 40, 500])
-    got = paced_drop(of.lr, of.start_lr, 3e-4, np.array([7.0, 90.0]), np.array([0.0]), steps)
-    wanted = [remembered_drop(of.lr, of.start_lr, memory, steps) for memory in (7.0, 90.0)]
-    assert got[0] == pytest.approx(np.array(wanted), rel=1e-9, abs=1e-15)
-
-
-def test_at_pace_1_a_change_is_felt_by_the_area_that_followed_it() -> None:
-    lr = np.array([3e-4, 3e-4, 1e-4, 1e-4])
-    got = paced_drop(lr, 0.0, 3e-4, np.array([2.0]), np.array([1.0]), np.array([4]))[0, 0, 0]
-    rise, fall = 1 - np.exp(-(2 + 2 / 3) / 2), 1 - np.exp(-(2 / 3) / 2)
-    assert got == pytest.approx(-3e-4 * rise + 2e-4 * fall)
-
-
-def test_drops_between_tabulated_paces_are_close_to_those_stepped_through() -> None:
-    of = trajectory("wsd", 3e-4)
-    units = units_of([of], paces=PACES)
-    steps = np.arange(0, 2001, 50)
-    table = Remembered(units, features(of, steps, units).drop)
-    for pace in (0.2, 0.8, 1.3, 1.9):
-        exact = paced_drop(of.lr, of.start_lr, units.lr, np.array([100.0]), np.array([pace]), steps)[0, 0] / units.lr
-        assert table(np.log(100 * of.tokens_per_step), pace)[0] == pytest.approx(exact, abs=5e-3)
+    assert joined.drop.shape == (len(units.memories), 3)

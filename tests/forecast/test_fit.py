@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rewarm.forecast.features import PACES, features, units_of
-from rewarm.forecast.fit import bootstrap, fit, points_of, resample, spread, thin
+from rewarm.forecast.features import features, units_of
+from rewarm.forecast.fit import fit, points_of, spread
 from rewarm.forecast.laws import LAWS, form_of
 from tests.forecast.synthetic import arms, losses, trajectory
 
@@ -13,7 +13,7 @@ UNSEEN = [("infinite_cosine", 3e-4, 0.01), ("linear", 4.5e-4, 0.005), ("cosine_n
 @pytest.mark.parametrize("side", ["upstream", "downstream"])
 def test_a_fit_to_noisy_curves_predicts_schedules_that_it_never_saw(law: str, side: str) -> None:
     curves = arms(law, noise=0.005)
-    units = units_of([curve.trajectory for curve in curves], paces=PACES)
+    units = units_of([curve.trajectory for curve in curves])
     points = points_of(curves, side, units)
     found = fit(form_of(law, points.features, None), points, units, np.random.default_rng(0))
     for name, max_lr, warmup in UNSEEN:
@@ -61,35 +61,9 @@ def test_one_wild_measurement_hardly_moves_the_fit() -> None:
     assert np.abs(np.delete(hurt / clean - 1, 40)).max() < 0.005
 
 
-def test_resampling_weighs_arms_and_within_them_seeds() -> None:
-    weights = np.array([resample(["a", "a", "b", "c"], np.random.default_rng(i)) for i in range(2000)])
-    assert weights.sum(1) == pytest.approx(np.full(2000, 4.0))
-    assert (weights > 0).all()
-    assert weights.mean(0) == pytest.approx(np.ones(4), abs=0.25)
-    alike = np.corrcoef(weights.T)
-    assert alike[0, 1] > alike[0, 2] + 0.1
-
-
-def test_bootstrap_intervals_hold_the_true_memory() -> None:
-    curves = arms()
-    units = units_of([curve.trajectory for curve in curves])
-    points = points_of(curves, "upstream", units)
-    rng = np.random.default_rng(0)
-    best = fit(form_of("cpt", points.features, None), points, units, rng)
-    memories = [r.values["memory"] for r in bootstrap(best, points, [c.arm for c in curves], rng, 10)]
-    assert min(memories) < 1.1 * 150 * 2048
-    assert max(memories) > 0.9 * 150 * 2048
-    assert max(memories) > min(memories)
-
-
 def test_dense_evaluation_does_not_outweigh_the_rest() -> None:
     steps = np.concatenate([np.arange(0, 100, 1), np.arange(100, 2001, 100)])
     weights = spread(steps)
     assert weights.sum() == pytest.approx(1)
     assert weights[steps > 100].sum() > 0.5
     assert weights[50] < weights[-2]
-
-
-def test_thinning_keeps_both_ends() -> None:
-    assert thin(5, 120).tolist() == [0, 1, 2, 3, 4]
-    assert thin(1000, 3).tolist() == [0, 500, 999]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from rewarm.errors import UserError
+from rewarm.forecast.bands import Miss, Openness
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import units_of
 from rewarm.forecast.holdout import Errors, hold_out, inside, mae, naive, pick, r2, splits
@@ -9,7 +10,8 @@ from tests.forecast.synthetic import arms, curve, trajectory
 
 
 def _errors(measured: list[float], predicted: list[float], warmup: int = 1) -> Errors:
-    return Errors("run", "upstream", np.arange(len(measured)), np.array(measured), np.array(predicted), warmup)
+    steps, miss = np.arange(len(measured)), Miss(np.zeros(1), np.zeros((1, 1)), Openness(np.eye(1), np.ones(1)))
+    return Errors("run", "upstream", steps, np.array(measured), np.array(predicted), warmup, miss)
 
 
 def test_errors_are_shares_of_the_measured_loss() -> None:
@@ -54,14 +56,14 @@ def test_a_held_out_run_is_predicted_without_having_been_seen() -> None:
     assert e.final == pytest.approx(-0.5 / loss[-1], abs=0.03)
 
 
-def test_arms_at_the_edge_are_marked_and_do_not_count_as_inside() -> None:
-    curves = arms()
+def test_arms_at_the_edge_or_of_a_shape_of_their_own_do_not_count_as_inside() -> None:
+    arms = [("low", "cosine", 1.5e-4), ("middle", "cosine", 3e-4), ("high", "cosine", 6e-4), ("wsd", "wsd", 3e-4)]
+    curves = [curve(name, trajectory(schedule, lr)) for name, schedule, lr in arms]
     units = units_of([c.trajectory for c in curves])
     found = hold_out("cpt", None, curves, "upstream", units, 0, splits(curves))
-    assert {e.run for e in found if e.beyond} == {"high", "constant"}
-    assert {e.run for e in inside(found)} == {"low", "wsd"}
-    assert inside([e for e in found if e.beyond])
-    assert max(abs(e.final) for e in inside(found)) < 0.01
+    assert {e.run for e in inside(found)} == {"middle"}
+    assert abs(inside(found)[0].final) < 0.01
+    assert {e.run for e in inside([e for e in found if e.beyond])} == {"low", "high", "wsd"}
 
 
 def test_the_naive_guess_is_the_final_loss_of_the_run_with_the_nearest_max_lr() -> None:

@@ -40,7 +40,7 @@ def test_forgetting_is_nats_or_a_share(tmp_path: Path) -> None:
         ("weights=1", "weights=1: takes two numbers"),
         ("weights=0,0", "weights=0,0: one of the two must be above 0"),
         ("max_forgetting=-1", "max_forgetting=-1: must be at least 0"),
-        ("bootstrap=1.5", "bootstrap=1.5: must be a whole number"),
+        ("seed=1.5", "seed=1.5: must be a whole number"),
         ("seed=", "seed=: needs a value"),
         ("--fast", "--fast: unknown option"),
         ("runs/none", "runs/none: no such run, folder or CSV file"),

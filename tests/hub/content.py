@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from rewarm.data.text_files import zstd
 from tests.hub import Files, Hub
 
 MODEL = "EleutherAI/pythia-410m"
@@ -42,7 +42,7 @@ def jsonl(records: Sequence[Record]) -> bytes:
 
 
 def zst(content: bytes) -> bytes:
-    return zstandard.ZstdCompressor().compress(content)
+    return zstd.compress(content)
 
 
 def parquet(records: Sequence[Record], row_group_size: int = 20) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.report.command import report
+from rewarm.commands.report import report
 from tests.report.runs import write_all
 
 

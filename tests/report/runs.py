@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rewarm.config import Config
-from rewarm.plan import make_plan
-from rewarm.rundir import RunFolder
+from rewarm.config.plan import make_plan
+from rewarm.config.schema import Config
+from rewarm.runs.folder import METRICS, RunFolder
+from rewarm.runs.manifest import Conditions, Manifest, Pinned
+from rewarm.runs.metrics import read_metrics
+from rewarm.runs.summary import summarize
 from rewarm.schedules import lr_curve
-from rewarm.summary import summarize
 from tests.conftest import make_config
 
 Losses = Callable[[Config, np.ndarray, np.ndarray, float], dict[str, np.ndarray]]
@@ -65,7 +67,7 @@ def write_run(
     config = replace(_compose(arm, overrides), seed=seed, run_dir=str(run.path))
     run.create()
     run.write_config(config)
-    run.write_manifest({"rewarm": "0", "init": {"asked": config.init, "folder": None}})
+    run.write_manifest(Manifest(conditions=Conditions(rewarm="0"), init=Pinned(config.init)))
     plan = make_plan(config)
     steps = np.array([s for s in range(plan.steps + 1) if s == 0 or plan.logs(s)])
     lr = lr_curve(plan.schedule, steps)
@@ -79,9 +81,9 @@ def write_run(
         if step == 0 or plan.evaluates(int(step)):
             row |= {f"{side}/loss": float(curve[i]) for side, curve in curves.items()}
         lines.append(row)
-    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
-        run.write_summary(summarize(run.read_metrics()))
+        run.write_summary(summarize(read_metrics(run.path / METRICS)))
     return run
 
 

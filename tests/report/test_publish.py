@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from rewarm.report.command import report
-from rewarm.report.publish import dashboard
+from rewarm.commands.report import report
 from rewarm.training.run import run as train
 from tests.conftest import make_config
 from tests.report.runs import write_run
@@ -76,15 +75,6 @@ def test_a_report_goes_to_wandb_with_figures_charts_table_and_files(tmp_path: Pa
     assert {"index.html", "summary.csv", "figure-2.svg"} <= files
     summary = {item.key: json.loads(item.value_json) for record in found for item in record.summary.update}
     assert summary["claim 2"] == "undecided"
-
-
-def test_the_dashboard_has_the_panels_of_re_warming() -> None:
-    pytest.importorskip("wandb_workspaces", reason="needs wandb-workspaces: pip install 'rewarm[dashboard]'")
-    space = dashboard("someone", "rewarm", "sweep")
-    panels = space.sections[0].panels
-    assert [panel.y[0] for panel in panels[:-1]] == ["upstream/loss", "downstream/loss", "lr", "loss_scale"]
-    assert (panels[-1].x, panels[-1].y) == ("downstream/loss", "upstream/loss")
-    assert {panel.x for panel in panels[:-1]} == {"tokens"}
 
 
 def test_tensorboard_gets_the_same_names_over_tokens(small: Any) -> None:

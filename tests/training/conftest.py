@@ -7,19 +7,41 @@ from pathlib import Path
 
 import pytest
 
-from rewarm.config import Config
+from rewarm.config.plan import make_plan
+from rewarm.config.schema import Config
 from rewarm.data.batches import Batches
 from rewarm.data.prepare import RunData, batch_spec
 from rewarm.data.validation import validation_set
-from rewarm.losses import TokenLoss
-from rewarm.models import load_model, resolve_init
-from rewarm.plan import make_plan
-from rewarm.training.loop import Loop, Metrics
+from rewarm.model.init import resolve_init
+from rewarm.model.losses import TokenLoss
+from rewarm.model.weights import load_model
+from rewarm.runs.folder import Line
+from rewarm.training.checkpoints.saving import Saver
+from rewarm.training.loop import Loop, train
 from rewarm.training.precision import LossScaler, resolve_device, resolve_precision
+from rewarm.training.profiling import StepProfiler
+from rewarm.training.recorder import Recorder
+from rewarm.training.signals import StopRequest
 from rewarm.training.state import TrainState, make_optimizer
 from tests.conftest import make_documents, make_store
 
+Metrics = dict[str, float]
 Build = Callable[[Config], tuple[Loop, list[Metrics]]]
+
+
+class Rows(Recorder):
+    """Keeps the lines of metrics in a list."""
+
+    def __init__(self, rows: list[Metrics]) -> None:
+        self._rows = rows
+
+    def write(self, metrics: Line) -> None:
+        self._rows.append(dict(metrics))
+
+
+def run(loop: Loop, rows: list[Metrics] | None = None) -> None:
+    """Train to the end, and add the lines of metrics to `rows`."""
+    train(loop, Rows([] if rows is None else rows), Saver(), StopRequest(), StepProfiler(None, 0))
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +81,6 @@ def make_loop(fixed_data: Callable[[Config], RunData]) -> Build:
             data=fixed_data(config),
             precision=precision,
             micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-            record=rows.append,
-            save=lambda: None,
         )
         return loop, rows
 

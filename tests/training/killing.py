@@ -39,17 +39,17 @@ TINY = (
 )
 """A run of 12 steps with accumulation, one or two sequences of replay in a step, and four checkpoints."""
 PHASES = {
-    "the loop": r"loop\.py.* in run",
+    "the loop": r"loop\.py.* in train",
     "tokenising": r"producer\.py.* in _fill",
     "a store's shard": r"producer\.py.* in commit",
     "gradients": r"loop\.py.* in _accumulate_gradients",
     "an update": r"loop\.py.* in update",
-    "an evaluation": r"loop\.py.* in _evaluate",
-    "a checkpoint's copy": r"checkpoints\.py.* in copied",
-    "a checkpoint's files": r"checkpoints\.py.* in write",
-    "a manifest, or another file renamed into place": r"cache\.py.* in write_durably",
-    "retention": r"checkpoints\.py.* in prune",
-    "the end": r"run\.py.* in (summarize|table|write_summary)",
+    "an evaluation": r"loop\.py.* in evaluate",
+    "a checkpoint's copy": r"snapshot\.py.* in copy",
+    "a checkpoint's files": r"folder\.py.* in write",
+    "a manifest, or another file renamed into place": r"storage\.py.* in write_durably",
+    "retention": r"checkpoints/.* in prune",
+    "the end": r"(recorder|summary)\.py.* in (finish|table)",
 }
 """What a thread of a run is doing, by a line of its stack."""
 SPEEDS = ("tokens_per_second", "mfu")
@@ -131,7 +131,7 @@ def _command(
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.argv = ["rewarm", *arguments]
-    faulthandler.register(signal.SIGUSR2, file=os.open(stacks, os.O_WRONLY | os.O_CREAT), all_threads=True)
+    faulthandler.register(signal.SIGRTMIN, file=os.open(stacks, os.O_WRONLY | os.O_CREAT), all_threads=True)
     if fault is not None:
         fault.install()
     main()
@@ -170,7 +170,7 @@ class Command:
 
     def kill_and_tell(self) -> set[str] | None:
         """Kill the process; return the `PHASES` that its threads were in just before. None if it ended by itself."""
-        self.kill(signal.SIGUSR2)  # kills as well, before the handler is there
+        self.kill(signal.SIGRTMIN)  # kills as well, before the handler is there
         told = ""
         while self.wait(0.001) is None:
             before, told = told, self._stacks.read_text() if self._stacks.exists() else ""
@@ -180,7 +180,7 @@ class Command:
             self.kill()
             self.wait()
         # Python writes down the stacks of threads that run on: now and then it is killed by what it finds there.
-        if self.process.exitcode not in (-signal.SIGKILL, -signal.SIGUSR2, -signal.SIGSEGV):
+        if self.process.exitcode not in (-signal.SIGKILL, -signal.SIGRTMIN, -signal.SIGSEGV):
             return None
         return {phase for phase, line in PHASES.items() if re.search(line, told)}
 
@@ -265,8 +265,11 @@ def stores(run: Path) -> dict[str, bytes]:
     next that asks for more.
     """
     cache = cache_of(run)
+    of_this_machine = ("lock", "checked.jsonl")
     files = (
-        path for path in sorted(cache.rglob("*")) if path.is_file() and path.name not in ("lock", "complete.json")
+        path
+        for path in sorted(cache.rglob("*"))
+        if path.is_file() and path.name not in (*of_this_machine, "complete.json")
     )
     # A killed process leaves what it had not renamed.
     return {str(path.relative_to(cache)): path.read_bytes() for path in files if path.suffix != ".tmp"}

@@ -4,7 +4,7 @@ import torch
 import transformers.models.gpt_neox.modeling_gpt_neox
 from transformers import AutoModelForCausalLM
 
-import rewarm.app
+import rewarm.commands.train
 import rewarm.training.run
 
 torch.set_num_threads(1)

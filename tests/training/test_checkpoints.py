@@ -13,13 +13,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rewarm.config import ModelConfig, OptimizerConfig, ScalerConfig
+from rewarm.config.schema import ModelConfig, OptimizerConfig, ScalerConfig
 from rewarm.errors import CheckpointError
-from rewarm.models import Init, load_model
-from rewarm.training import checkpoints, sharded
-from rewarm.training.checkpoints import copied, refer
+from rewarm.model.init import Init
+from rewarm.model.weights import load_model
+from rewarm.storage import sealed
+from rewarm.training.checkpoints import folder as checkpoints
+from rewarm.training.checkpoints.loading import load, load_moments
+from rewarm.training.checkpoints.saving import BackgroundSaver
+from rewarm.training.checkpoints.snapshot import Snapshot
 from rewarm.training.precision import LossScaler
-from rewarm.training.saving import Saver
 from rewarm.training.state import TrainState, make_optimizer
 from tests.training.killing import assert_equal_trees
 
@@ -48,7 +51,7 @@ def step(state: TrainState) -> None:
 
 
 def save(parent: Path, state: TrainState) -> Path:
-    return checkpoints.write(parent, refer(state), state.model, None)
+    return checkpoints.write(parent, Snapshot.view(state), state.model, None)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_a_checkpoint_gives_back_the_whole_state(tmp_path: Path) -> None:
     other = make_state(seed=1)
     other.model = load_model(Init("", folder), SHAPE, 0, CPU)
     other.optimizer = make_optimizer(other.model, OptimizerConfig())
-    sharded.load_state(folder, other)
+    load(folder, other)
     assert_equal_trees(dict(other.model.state_dict()), dict(state.model.state_dict()))
     assert_equal_trees(other.state_dict(), state.state_dict())
 
@@ -175,9 +178,9 @@ def test_a_pickle_payload_is_not_executed(saved: Path, protocol: str) -> None:
     else:
         (saved / "step-2/state.pt").write_bytes(pickle.dumps(Payload(mark), protocol=2))
     with pytest.raises(CheckpointError, match="is not loaded"):
-        sharded.load_state(saved / "step-2", make_state())
+        load(saved / "step-2", make_state())
     with pytest.raises(CheckpointError):
-        checkpoints.load_moments(saved / "step-2", make_state(), "x")
+        load_moments(saved / "step-2", make_state(), "x")
     assert not mark.exists()
 
 
@@ -188,14 +191,14 @@ def test_a_manifest_cannot_point_out_of_its_folder(saved: Path, tmp_path: Path) 
     manifest = json.loads(path.read_text())
     del manifest["sha256"]
     manifest["files"]["../outside"] = manifest["files"].pop("config.json")
-    path.write_text(json.dumps(manifest | {"sha256": checkpoints._digest(manifest)}))
+    path.write_text(json.dumps(sealed(manifest)))
     with pytest.raises(CheckpointError, match=r"names \.\./outside, which lies outside"):
         checkpoints.verify(saved / "step-2")
 
 
 def test_moments_come_without_the_old_learning_rate(saved: Path) -> None:
     state = make_state(seed=1)
-    checkpoints.load_moments(saved / "step-2", state, "x")
+    load_moments(saved / "step-2", state, "x")
     theirs = torch.load(saved / "step-2/state.pt", weights_only=True)["optimizer"]
     assert_equal_trees(state.optimizer.state_dict()["state"], theirs["state"])
     assert {group["lr"] for group in state.optimizer.param_groups} == {0.0}
@@ -207,18 +210,18 @@ def test_moments_of_another_model_are_refused(saved: Path) -> None:
     state.model = torch.nn.Linear(3, 3)
     state.optimizer = make_optimizer(state.model, OptimizerConfig())
     with pytest.raises(CheckpointError, match="of another model"):
-        checkpoints.load_moments(saved / "step-2", state, "x")
+        load_moments(saved / "step-2", state, "x")
 
 
 def test_a_background_save_holds_the_state_of_its_moment(tmp_path: Path) -> None:
     state = make_state()
     step(state)
-    with Saver(lambda snapshot: (checkpoints.write(tmp_path, snapshot, state.model, None), None)[1]) as saver:
-        expected = copied(refer(state))
-        saver.save(state)
-        saver.settle()
+    with BackgroundSaver(state, lambda s: (checkpoints.write(tmp_path, s, state.model, None), None)[1]) as saver:
+        expected = Snapshot.view(state).copy()
+        saver.save()
+        saver.wait_for_copy()
         step(state)
-        saver.save(state)
+        saver.save()
     written = torch.load(tmp_path / "step-1/state.pt", weights_only=True)
     assert_equal_trees(written, expected.state)
     assert checkpoints.steps(tmp_path) == [1, 2]
@@ -227,10 +230,10 @@ def test_a_background_save_holds_the_state_of_its_moment(tmp_path: Path) -> None
 def test_background_saves_use_one_copy_of_memory() -> None:
     state = make_state()
     step(state)
-    first = copied(refer(state))
+    first = Snapshot.view(state).copy()
     where = [t.data_ptr() for t in first.weights.values()]
     step(state)
-    second = copied(refer(state), first)
+    second = Snapshot.view(state).copy(first)
     assert [t.data_ptr() for t in second.weights.values()] == where
     assert second.step == 2
 
@@ -241,8 +244,8 @@ def test_what_goes_wrong_in_the_background_is_raised() -> None:
     def write(_: object) -> None:
         raise CheckpointError("no")
 
-    with pytest.raises(CheckpointError, match="no"), Saver(write) as saver:
-        saver.save(state)
+    with pytest.raises(CheckpointError, match="no"), BackgroundSaver(state, write) as saver:
+        saver.save()
 
 
 def test_checkpoints_are_as_readable_as_the_rest_and_never_writable_for_all(saved: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from rewarm.config import Config
+from rewarm.config.schema import Config
 from rewarm.training.compiling import PAYS_FROM, compile_model, compiles
 from tests.conftest import ROOT, SMALL, make_config
-from tests.training.conftest import Build
+from tests.training.conftest import Build, run
 from tests.training.killing import metrics
 from tests.training.test_loop import TINY, losses
 
@@ -62,7 +62,7 @@ def test_a_compiled_run_gives_the_losses_of_a_plain_one(
             before = [name for name, _ in loop.state.model.named_parameters()]
             compile_model(loop.token_loss)
             assert [name for name, _ in loop.state.model.named_parameters()] == before
-        loop.run()
+        run(loop, rows)
         runs[compiled] = losses(rows)
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
     assert runs[True] == pytest.approx(runs[False], rel=1e-5)

@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +21,14 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from rewarm import sweeps
-from rewarm.config import Config
-from rewarm.errors import UserError
-from rewarm.training import checkpoints, distributed
+from rewarm.commands.arms import Swept
+from rewarm.config.command_line import parse
+from rewarm.config.schema import Config
+from rewarm.errors import PeerFailedError, UserError
 from rewarm.training.agreement import check_divides, check_restarts, check_sharding
-from rewarm.training.distributed import Place, place
+from rewarm.training.checkpoints import folder as checkpoints
+from rewarm.training.distributed import collectives, together, world
+from rewarm.training.distributed.world import Place, place
 from tests.training.killing import ROOT, TINY, Command, Fault, assert_equal_trees, metrics, state
 
 SHARED = (*TINY, "train.context=16", "train.batch_size=8", "budget=1536", "train.log_every=1")
@@ -159,7 +163,7 @@ def test_moments_of_a_spread_model_come_along_into_a_new_run(tmp_path: Path) -> 
 
 
 def test_an_overflow_anywhere_skips_the_step_everywhere(tmp_path: Path) -> None:
-    overrides = ("precision=fp16", "scaler.init_scale=1e9", "scaler.hysteresis=1", "budget=1024")
+    overrides = ("precision=fp16", "scaler.init_scale=64e9", "scaler.hysteresis=1", "budget=1024")
     for count in (1, 2):
         Processes(count, tmp_path / str(count), *overrides).finish()
     one, two = (metrics(tmp_path / str(count)) for count in (1, 2))
@@ -290,34 +294,46 @@ def test_a_spread_model_needs_its_micro_batch_on_gpus(small: Callable[..., Confi
         small("train.parallel=zero")
 
 
+def test_no_thread_is_left_in_the_store_when_a_process_leaves() -> None:
+    """One that is there while Python shuts down aborts the process."""
+    before = set(threading.enumerate())
+    for failure in (None, ValueError("no")):
+        messages = dist.HashStore()
+        with suppress(PeerFailedError, ValueError), together._failing_together(messages, messages):
+            assert set(threading.enumerate()) > before
+            if failure is not None:
+                raise failure
+        assert set(threading.enumerate()) == before
+
+
 def test_a_sweep_is_not_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="-m: a sweep starts processes of its own"):
-        sweeps.prepare(["-m", "seed=0,1"])
+        Swept.of(parse(["-m", "seed=0,1"]))
 
 
 def test_without_nccl_only_cpus_go_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
     monkeypatch.setenv("RANK", "0")
-    assert distributed.choose_backend(torch.device("cpu")) == "gloo"
+    assert together.choose_backend(torch.device("cpu")) == "gloo"
     assert "no NCCL" in caplog.text
     with pytest.raises(UserError, match="no NCCL"):
-        distributed.choose_backend(torch.device("cuda", 0))
+        together.choose_backend(torch.device("cuda", 0))
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
-    assert distributed.choose_backend(torch.device("cuda", 0)) == "cpu:gloo,cuda:nccl"
+    assert together.choose_backend(torch.device("cuda", 0)) == "cpu:gloo,cuda:nccl"
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert distributed.local_device(torch.device("cuda"), 1) == torch.device("cuda", 1)
+    assert world.local_device(torch.device("cuda"), 1) == torch.device("cuda", 1)
     with pytest.raises(UserError, match="LOCAL_RANK=2: this node has 2 GPUs"):
-        distributed.local_device(torch.device("cuda"), 2)
+        world.local_device(torch.device("cuda"), 2)
 
 
 def test_one_process_alone_talks_to_nobody() -> None:
     values = torch.tensor([1.0, 2.0])
-    assert distributed.total(values) is values
-    assert distributed.largest(3) == 3
-    assert distributed.from_first(lambda: "mine") == "mine"
-    assert distributed.gather("mine") == ["mine"]
-    assert distributed.share(6) == range(6)
+    assert collectives.total(values) is values
+    assert collectives.largest(3) == 3
+    assert collectives.broadcast_object(lambda: "mine") == "mine"
+    assert collectives.all_gather_object("mine") == ["mine"]
+    assert world.share(6) == range(6)

@@ -8,15 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rewarm.config import Config
+from rewarm.config.differences import differing
+from rewarm.config.schema import Config
 from rewarm.errors import RewarmError
-from rewarm.losses import TokenLoss
+from rewarm.model.losses import TokenLoss
 from rewarm.training import microbatch
 from rewarm.training.microbatch import divisors, largest_that_fits, next_smaller
 from rewarm.training.precision import Precision
 from tests.conftest import make_config
-from tests.training.conftest import Build
-from tests.training.test_loop import TINY, losses
+from tests.training.conftest import Build, run
+from tests.training.test_loop import TINY
 
 Small = Callable[..., Config]
 
@@ -45,7 +46,7 @@ def test_the_next_smaller_divides_the_batch_and_halves_at_least() -> None:
 
 @pytest.mark.parametrize(("context", "expected"), [(128, 32), (2048, 4), (100_000, 1)])
 def test_a_cpu_takes_what_its_caches_like(context: int, expected: int) -> None:
-    config = make_config(f"train.context={context}", "train.batch_size=32", "model.max_context=100000")
+    config = make_config(f"train.context={context}", "train.batch_size=32", "model.max_context=100000", "budget=10M")
     model = torch.nn.Module()  # not asked for anything on a CPU
     found = microbatch.choose(config, model, Precision("fp32", torch.device("cpu")))  # type: ignore[arg-type]
     assert found == expected
@@ -64,27 +65,24 @@ class OutOfMemory(TokenLoss):
         return loss
 
 
-def test_out_of_memory_makes_the_micro_batch_smaller_and_the_step_is_done_again(
+def test_out_of_memory_names_the_micro_batch_with_which_the_same_command_goes_on(
     small: Small, make_loop: Build
 ) -> None:
     given = ("train.batch_size=12", "budget=3840", *TINY)
-    whole, rows = make_loop(small(*given))
-    whole.run()
-    loop, fallen_rows = make_loop(small(*given))
+    loop, _ = make_loop(small(*given))
     loop = replace(loop, token_loss=OutOfMemory(loop.state.model))
-    told: list[int] = []
-    loop.micro_batch_shrunk = told.append
-    loop.run()
-    assert told == [6, 3]
-    assert losses(fallen_rows) == pytest.approx(losses(rows), rel=1e-5)
+    with pytest.raises(RewarmError, match=r"^train.micro_batch_size=12: does not fit .* train.micro_batch_size=6$"):
+        run(loop)
+    before, after = (small(*given, f"train.micro_batch_size={n}") for n in (12, 6))
+    assert not differing(before, after), "a run in its folder takes the advice"
 
 
 def test_out_of_memory_with_one_sequence_is_said_in_one_line(small: Small, make_loop: Build) -> None:
-    loop, _ = make_loop(small(*TINY))
+    loop, _ = make_loop(small(*TINY, "train.micro_batch_size=1"))
     loop = replace(loop, token_loss=OutOfMemory(loop.state.model))
     loop.token_loss.most = 0  # type: ignore[attr-defined]
     with pytest.raises(RewarmError, match=r"^train.context=32: not even one sequence fits .*shorter context"):
-        loop.run()
+        run(loop)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from tests.conftest import ROOT
+from tests.hub.content import jsonl, pile
 from tests.training.killing import TINY, Fault, Runs, assert_same, kill_at_random, metrics
 
 
@@ -60,7 +61,7 @@ def test_two_kills_in_a_row_without_a_completed_step(runs: Runs, changes: list[s
 
 
 def test_kills_change_nothing_in_fp16_with_a_moving_loss_scale(tmp_path: Path) -> None:
-    overrides = ("precision=fp16", "scaler.init_scale=1048576", "scaler.growth_interval=3", "budget=1152")
+    overrides = ("precision=fp16", "scaler.init_scale=67108864", "scaler.growth_interval=3", "budget=1152")
     runs = Runs(tmp_path, *overrides)
     scales = [row["loss_scale"] for row in metrics(runs.reference) if "loss_scale" in row]
     assert len(set(scales)) > 1
@@ -179,7 +180,7 @@ def test_a_disk_that_is_really_full(runs: Runs, tmp_path: Path) -> None:
         pytest.skip("needs the right to mount a small file system")
     try:
         run = tmp_path / "run"
-        command = runs.start(run, None, f"hydra.run.dir={runs.folder}")
+        command = runs.start(run, None)
         assert command.wait() == 1
         assert "what was saved before is intact" in command.output
         assert "Traceback" not in command.output
@@ -253,6 +254,48 @@ def test_changed_data_is_refused(runs: Runs) -> None:
     assert "the data is not what the run was begun on (upstream differs)" in command.output
 
 
+def test_other_validation_text_is_refused_and_the_same_text_in_a_new_file_is_not(runs: Runs, tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    (tmp_path / "text.jsonl").write_bytes(jsonl(pile("text", 60)))
+    side = f"{{path:{tmp_path / 'text.jsonl'},validation_path:{held_out}}}"
+    data = ("data=files", f"data.upstream={side}", f"data.downstream={side}")
+    run = runs.new()
+    held_out.write_bytes(jsonl(pile("validation", 20)))
+    assert runs.start(run, None, *data, "max_hours=1e-6").wait() == 75
+    held_out.write_bytes(jsonl(pile("another validation", 20)))
+    refused = runs.start(run, None, *data)
+    assert refused.wait() == 2
+    assert refused.output.count("downstream validation, upstream validation differ") == 1
+    held_out.write_bytes(jsonl(pile("validation", 20)))
+    assert runs.start(run, None, *data, "max_hours=1e-6").wait() == 75
+    # A manifest of an earlier version knows nothing of validation: it is recorded when the run goes on.
+    manifest = json.loads((run / "manifest.json").read_text())
+    known = manifest["data"]
+    manifest["data"] = {key: value for key, value in known.items() if not key.endswith("validation")}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    runs.finish(run, *data)
+    assert json.loads((run / "manifest.json").read_text())["data"] == known
+
+
+def test_a_run_that_goes_on_under_other_conditions_says_so_in_one_line(runs: Runs) -> None:
+    run = runs.new()
+    assert runs.start(run, None, "max_hours=1e-6").wait() == 75
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert {"torch", "cpu", "threads", "processes", "device", "micro_batch_size", "compiled"} <= manifest.keys()
+    (run / "manifest.json").write_text(json.dumps(manifest | {"cpu": "Z80", "threads": 3}))
+    said = runs.start(run, None, "max_hours=1e-6")
+    assert said.wait() == 75
+    line = (
+        f"goes on after step 1 with cpu {manifest['cpu']} (was Z80), threads 1 (was 3): from here on its numbers are"
+    )
+    assert said.output.count(line) == 1
+    same = runs.finish(run)
+    assert "from here on" not in same.output.partition("continues after step 2")[2]
+    kept = json.loads((run / "manifest.json").read_text())
+    assert kept["changes"] == [{"after": 1, "cpu": ["Z80", manifest["cpu"]], "threads": [3, 1]}]
+    runs.check(run)
+
+
 def test_an_extension_keeps_the_curve_that_was_run_and_says_what_comes(runs: Runs) -> None:
     run = runs.new()
     shutil.copytree(runs.reference, run)
@@ -265,7 +308,7 @@ def test_an_extension_keeps_the_curve_that_was_run_and_says_what_comes(runs: Run
     assert new[: len(old)] == old
     assert [row["step"] for row in new[len(old) :]] == [14, 16]
     assert json.loads((run / "manifest.json").read_text())["extensions"] == [
-        {"after": 12, "budget": 1536, "horizon": None}
+        {"after": 12, "budget": 1536, "horizon": None, "stop": None}
     ]
     assert yaml.safe_load((run / "config.yaml").read_text())["budget"] == 2048
     assert "nothing to do" in runs.finish(run, "budget=2048", "extend=true").output

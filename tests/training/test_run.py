@@ -11,10 +11,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rewarm.checks import parse_tokens
 from rewarm.data.prepare import open_validation
 from rewarm.data.tokenizers import load_tokenizer
-from rewarm.rundir import RunFolder
+from rewarm.runs.run import open_run
 from tests.conftest import SMALL, make_config, rewarm
 
 OVERRIDES = (*SMALL, "init=scratch", "data.validation_tokens=2048", "evaluation.batch_size=16", "checkpoint.every=5")
@@ -61,10 +60,14 @@ def test_metrics_have_the_public_keys(finished: Path) -> None:
     assert rows[10]["upstream/ppl"] == pytest.approx(math.exp(rows[10]["upstream/loss"]))
 
 
+def last_line(folder: Path) -> dict[str, float]:
+    return {name: float(values[-1]) for name, values in open_run(folder).metrics.columns.items()}
+
+
 def test_mfu_is_the_share_of_the_peak_that_the_models_products_take(finished: Path) -> None:
     matrices = 4 * (4 * 128 * 128 + 2 * 128 * 512) + 128 * 4096
     flops_per_token = 6 * matrices + 12 * 4 * 128 * 32
-    last = RunFolder(finished).read_metrics()[-1]
+    last = last_line(finished)
     assert last["mfu"] == pytest.approx(last["tokens_per_second"] * flops_per_token / 0.1e12, rel=0.02)
 
 
@@ -83,7 +86,7 @@ def test_transformers_loads_the_checkpoint_and_finds_the_logged_perplexity(finis
     assert next(model.parameters()).dtype == torch.float32
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("def f(x):")["input_ids"] == list(load_tokenizer("builtin").encode(["def f(x):"])[0])
-    last = RunFolder(finished).read_metrics()[-1]
+    last = last_line(finished)
     config = make_config(*OVERRIDES)
     for side, data in open_validation(config, load_tokenizer("builtin")).items():
         total = 0.0
@@ -91,14 +94,14 @@ def test_transformers_loads_the_checkpoint_and_finds_the_logged_perplexity(finis
             for row in torch.from_numpy(data.tokens):
                 total += model(input_ids=row[None], labels=row[None]).loss.item() * (len(row) - 1)
         assert math.exp(total / data.n_tokens) == pytest.approx(last[f"{side}/ppl"], rel=1e-3)
-        assert data.n_tokens == parse_tokens("data.validation_tokens", config.data.validation_tokens)
+        assert data.n_tokens == config.data.validation_tokens
 
 
 def test_eval_gives_the_perplexities_that_the_run_logged_to_the_last_digit(finished: Path) -> None:
     done = rewarm("eval", f"init={finished}", "device=cpu")
     assert done.returncode == 0, done.stderr
     scores = dict(line.split() for line in done.stdout.splitlines())
-    last = RunFolder(finished).read_metrics()[-1]
+    last = last_line(finished)
     for key in ("upstream/ppl", "downstream/ppl", "upstream/bpb", "downstream/domain/code/loss"):
         assert float(scores[key]) == last[key]
 
@@ -106,8 +109,8 @@ def test_eval_gives_the_perplexities_that_the_run_logged_to_the_last_digit(finis
 def test_an_earlier_step_of_a_run_can_be_started_from(finished: Path) -> None:
     done = rewarm("eval", f"init={finished / 'checkpoints' / 'step-5'}")
     scores = dict(line.split() for line in done.stdout.splitlines())
-    row = next(r for r in RunFolder(finished).read_metrics() if r["step"] == 5)
-    assert float(scores["upstream/loss"]) == row["upstream/loss"]
+    logged = dict(zip(*open_run(finished).loss("upstream", against="step"), strict=True))
+    assert float(scores["upstream/loss"]) == logged[5]
 
 
 def test_a_step_that_is_not_there_is_refused_with_the_nearest(finished: Path) -> None:

@@ -27,11 +27,11 @@ def in_a_process(program: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_after_a_step_asks_to_stop_and_gives_its_exit_code(number: int) -> None:
     with StopRequest() as stop:
-        assert not stop.asked(0.0)
+        assert not stop.asked(7, 0.0)
         os.kill(os.getpid(), number)
-        assert stop.asked(0.0)
-    assert stop.error(7).exit_code == 128 + number
-    assert "saved at step 7" in str(stop.error(7))
+        assert stop.asked(7, 0.0)
+    assert stop.error().exit_code == 128 + number
+    assert "saved at step 7" in str(stop.error())
 
 
 def test_handlers_are_put_back() -> None:
@@ -50,11 +50,11 @@ def test_a_signal_before_the_first_step_ends_the_process() -> None:
 def test_two_signals_still_save_and_a_third_leaves_at_once() -> None:
     done = in_a_process(
         "with StopRequest() as stop:\n"
-        " stop.asked(0)\n"
+        " stop.asked(1, 0)\n"
         " for n in range(3):\n"
         "  print(n, flush=True)\n"
         "  os.kill(os.getpid(), signal.SIGTERM)\n"
-        "  assert stop.asked(0)\n"
+        "  assert stop.asked(1, 0)\n"
     )
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stdout.split() == ["0", "1", "2"]
@@ -66,7 +66,7 @@ def test_a_thread_can_train_without_handlers() -> None:
 
     def train() -> None:
         with StopRequest() as stop:
-            asked.append(stop.asked(0.0))
+            asked.append(stop.asked(7, 0.0))
 
     thread = threading.Thread(target=train)
     thread.start()
@@ -76,6 +76,22 @@ def test_a_thread_can_train_without_handlers() -> None:
 
 def test_time_runs_out_before_the_save_would_not_fit() -> None:
     with StopRequest(max_hours=1e6) as stop:
-        assert not stop.asked(0.0)
-        assert stop.asked(save_seconds=3600e6)
-    assert stop.error(3).exit_code == OUT_OF_TIME
+        assert not stop.asked(7, 0.0)
+        assert stop.asked(2, save_seconds=3600e6)
+    assert stop.error().exit_code == OUT_OF_TIME
+
+
+def test_a_run_that_has_finished_is_not_interrupted_once_more() -> None:
+    done = in_a_process(
+        "leave_on_signals()\n"
+        "with StopRequest() as stop:\n stop.asked(1, 0)\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "print('done')"
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@pytest.mark.parametrize(("ignores", "code"), [(True, 0), (False, 128 + signal.SIGUSR1)])
+def test_the_exit_code_stands_while_python_shuts_down(ignores: bool, code: int) -> None:  # noqa: FBT001
+    late = "import atexit\natexit.register(os.kill, os.getpid(), signal.SIGUSR1)\nleave_on_signals()\n"
+    assert in_a_process(late + "ignore_signals()\n" * ignores).returncode == code

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewarm.data.store import Tokens as TokenRow
+from rewarm.data.store import TokenRow
 from rewarm.errors import DataError
 
-Tokens = NDArray[np.int64]
+Batch = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Batches:
         self._upstream = None if upstream is None else Windows(upstream, spec.context, spec.seed, 1)
         assert upstream is not None or spec.replay == 0
 
-    def __getitem__(self, step: int) -> Tokens:
+    def __getitem__(self, step: int) -> Batch:
         return self.rows(step, 0, self.spec.batch_size)
 
-    def rows(self, step: int, start: int, stop: int) -> Tokens:
+    def rows(self, step: int, start: int, stop: int) -> Batch:
         """Return rows `start` to `stop` of the batch of `step`."""
         spec = self.spec
         old_before, old_after = spec.replayed(step - 1), spec.replayed(step)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.tokenizers import Tokenizer
 from rewarm.data.words import WordEncoder
-from rewarm.errors import DataError
+from rewarm.errors import SIGNALS, DataError
 
 BATCH_CHARACTERS = 250_000
 Ids = NDArray[np.uint32]
@@ -88,7 +88,10 @@ def _with_text(document: Document, tokenizer: Tokenizer) -> Document:
 
 @contextmanager
 def _encoders(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[list[str]], Future[Rows]]]:
-    """Yield what takes texts to be encoded and promises their ids."""
+    """Yield a function from texts to a future of their ids: encoded here, or in worker processes."""
+    # Not a ProcessPoolExecutor: its workers wait on a queue of which they hold both ends themselves, and those of a
+    # run that was killed (SIGKILL, out of memory) would wait for ever. Here the other end of a worker's pipe is held
+    # by the parent alone: however the parent goes, the worker reads the end of its pipe and leaves.
     if workers == 0:
 
         def here(texts: list[str]) -> Future[Rows]:
@@ -134,8 +137,8 @@ def _encoders(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[list[str
 
 
 def _serve(connection: Connection, tokenizer: Tokenizer) -> None:
-    """Encode what comes through the pipe until it closes: the parent has ended, or wants no more."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # may reach all processes of a job at once
+    """Encode texts from the pipe until it closes, which it does when the parent ends or wants no more."""
+    for number in SIGNALS:  # may reach all processes of a job at once
         signal.signal(number, signal.SIG_IGN)  # the parent's business, which needs tokens until it has saved
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
     encode = (WordEncoder.of(tokenizer.fast) or tokenizer).encode

@@ -37,9 +37,10 @@ def index_of(path: str | None) -> Path | None:
 
 
 class IndexedTokens:
-    """The sequences from `first` to `last` of an indexed dataset, as one row of tokens.
+    """The sequences of an indexed dataset from the share `first` to the share `last` (0 to 1), as one row of tokens.
 
-    Raises `UserError` for a dataset that is damaged, or whose ids `tokenizer` does not have.
+    Raises `UserError` for a dataset whose index and tokens do not belong together. The ids are held against the
+    tokenizer's wherever they are read, and raise `DataError` where it does not have them.
     """
 
     def __init__(self, key: str, index: Path, tokenizer: Tokenizer, first: float = 0.0, last: float = 1.0) -> None:
@@ -65,7 +66,8 @@ class IndexedTokens:
         self.digest = hashlib.sha256(
             repr((index.name, total, dtype.name, bounds, tokenizer.fingerprint)).encode() + sizes[:4096].tobytes()
         ).hexdigest()[:24]
-        self._check_sample()
+        self.sample = self._sample()
+        """Tells the tokens from others of the same shape, which `digest` does not: it knows their index only."""
 
     @property
     def n_tokens(self) -> int:
@@ -98,11 +100,11 @@ class IndexedTokens:
             end += size
             yield end, "", len(self._tokenizer.decode(ids).encode("utf-8", "replace"))
 
-    def _check_sample(self) -> None:
+    def _sample(self) -> str:
+        """Check the ids of tokens from all over the dataset, and return their checksum."""
         length = min(SAMPLE_TOKENS, self._n_tokens)
         starts = np.linspace(0, self._n_tokens - length, SAMPLES).astype(np.int64)
-        if length:
-            self.gather(starts, length)
+        return hashlib.sha256(self.gather(starts, length).tobytes() if length else b"").hexdigest()[:24]
 
     def _check(self, rows: NDArray[Any]) -> None:
         low, high = int(rows.min(initial=0)), int(rows.max(initial=0))
@@ -132,7 +134,9 @@ def _read_index(what: str, index: Path) -> tuple[np.dtype[Any], NDArray[np.int32
         raise UserError(f"{what}: is truncated")
     sizes = np.memmap(index, dtype="<i4", mode="r", offset=offset, shape=(sequences,))
     pointers = np.memmap(index, dtype="<i8", mode="r", offset=offset + 4 * sequences, shape=(sequences,))
-    if sequences and (int(pointers[0]) != 0 or int(pointers[-1] + sizes[-1] * dtype.itemsize) != _size(what, index)):
+    if sequences and (
+        int(pointers[0]) != 0 or int(pointers[-1]) + int(sizes[-1]) * dtype.itemsize != _size(what, index)
+    ):
         raise UserError(f"{what}: points elsewhere than its .bin file ends; one of the two is truncated")
     return dtype, sizes
 

@@ -6,33 +6,40 @@ A store is a folder. Its name is a digest of everything that its tokens depend o
     shard-00000.tokens       token ids, uint16 or uint32, little-endian; an end-of-text token closes each document
     shard-00000.documents    int64 (n, 3): where each document ends in the shard, its domain's number, its bytes
     shard-00000.json         the shard's manifest, renamed into place last: what has none does not exist
-    complete.json            written when the source, or the asked-for length, is exhausted
+    complete.json            how many tokens there are, once the source, or the asked-for length, is exhausted
+    checked.jsonl            files that were found to be what was written, by inode, size and times (`integrity`)
 
-A shard ends with a document, and its manifest holds the source's cursor after it. So a producer that was killed
-goes on after the last shard, and the shards come out the same, byte for byte, however often it was killed.
+A shard ends with a document, and its manifest holds the source's cursor after it. So a producer that was killed goes
+on after the last shard, and the shards come out the same, byte for byte, however often it was killed. A manifest
+holds the checksums of its files and of itself; manifests of the first version hold none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rewarm.data.documents import Cursor
 from rewarm.errors import DataError
+from rewarm.storage import fsync_dir, is_sealed, load_object, make_dir, sealed, set_aside, storing, write_json
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 COMPLETE = "complete.json"
-
-
-def shard_name(number: int) -> str:
-    """Return how the names of a shard's files begin."""
-    return f"shard-{number:05d}"
+PARTS = ("tokens", "documents")
+"""The files of a shard beside its manifest."""
+KEYS = {"tokens", "documents", "domain_names", "domains", "cursor"}
+"""Keys of every shard's manifest."""
+SEALED_KEYS = KEYS | {"store", "start", "checksums", "sha256"}
+"""Keys of a shard's manifest since there are checksums."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,29 @@ class Shard:
     manifest: Mapping[str, Any]
 
     @property
-    def name(self) -> str:
-        """Return how the names of its files begin."""
-        return shard_name(self.number)
-
-    @property
     def tokens(self) -> int:
         """Return the number of tokens in the shard."""
         return int(self.manifest["tokens"])
+
+    @property
+    def end(self) -> int:
+        """Return where the next shard starts in the store."""
+        return self.start + self.tokens
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Return where the source stood after the shard's last document."""
+        cursor: Cursor | None = self.manifest["cursor"]
+        return cursor
+
+    def path(self, folder: Path, suffix: str) -> Path:
+        """Return one of the shard's files."""
+        return shard_path(folder, self.number, suffix)
+
+
+def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    """Return a file of a shard: its manifest (`json`) or one of `PARTS`."""
+    return folder / f"shard-{number:05d}.{suffix}"
 
 
 @dataclass(frozen=True)
@@ -88,23 +110,39 @@ class StoreSpec:
         return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:24]
 
 
-def is_complete(folder: Path) -> bool:
-    """Return whether a store will get no more shards."""
-    return (folder / COMPLETE).is_file()
+def store_folder(root: Path, spec: StoreSpec) -> Path:
+    """Return the folder of the store of `spec` under `root`, made where there is none yet.
 
-
-def committed(folder: Path, spec: StoreSpec, first: int = 0, start: int = 0) -> Iterator[Shard]:
-    """Yield the shards of a store from number `first` on, which begins after `start` tokens.
-
-    Raises `DataError` where a shard is not what its manifest says.
+    A damaged `store.json` is set aside and written anew: the spec is known, and each shard says whose it is. Raises
+    `DataError` where the folder holds a store of something else, as after it was copied or edited by hand, and
+    `StorageError` where there is no room.
     """
-    for number in count(first):
-        manifest_path = folder / f"{shard_name(number)}.json"
-        if not manifest_path.is_file():
-            return
-        shard = Shard(number, start, json.loads(manifest_path.read_text()))
-        tokens_path = folder / f"{shard.name}.tokens"
-        if tokens_path.stat().st_size != shard.tokens * spec.dtype.itemsize:
-            raise DataError(f"{tokens_path}: has not the size that its manifest says; remove {folder}")
-        yield shard
-        start += shard.tokens
+    folder = make_dir(root / spec.digest, "REWARM_CACHE")
+    description = folder / "store.json"
+    wanted = json.loads(json.dumps(spec.as_json()))
+    if description.is_file():
+        held = load_object(description)
+        if held is not None and is_sealed(held):
+            held.pop("sha256")
+        if held == wanted:
+            return folder
+        if held is not None and held.keys() == wanted.keys():
+            key = next(key for key in wanted if held[key] != wanted[key])
+            raise DataError(
+                f"{folder}: was made with another {key} ({held[key]}, not {wanted[key]}); remove the folder"
+            )
+        log.warning("%s: is damaged; kept as %s, and written anew", description, set_aside(description))
+    with storing(description):
+        write_json(description, sealed(wanted))
+        fsync_dir(root)
+    return folder
+
+
+def completed_tokens(folder: Path) -> int | None:
+    """Return the tokens of a store that gets no more; None for one that may, or whose `complete.json` is damaged."""
+    path = folder / COMPLETE
+    held = load_object(path) if path.is_file() else None
+    if held is None or not (held.keys() == {"tokens"} or (held.keys() == {"tokens", "sha256"} and is_sealed(held))):
+        return None
+    tokens = held["tokens"]
+    return tokens if isinstance(tokens, int) else None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rewarm.cache import cache_dir, make_dir
-from rewarm.checks import parse_tokens
-from rewarm.config import SIDES, Config
+from rewarm.config.plan import Plan
+from rewarm.config.schema import SIDES, Config
 from rewarm.data.batches import Batches, BatchSpec
-from rewarm.data.layout import StoreSpec
-from rewarm.data.sources import make_source, open_existing
-from rewarm.data.store import Tokens, open_store
-from rewarm.data.tokenizers import Tokenizer, load_tokenizer
+from rewarm.data.indexed import IndexedTokens
+from rewarm.data.layout import StoreSpec, store_folder
+from rewarm.data.producer import fill_store
+from rewarm.data.sources import Builtin, Indexed, make_source, origin
+from rewarm.data.store import FilledElsewhere, TokenRow, TokenStore
+from rewarm.data.streams import RecordSource
+from rewarm.data.tokenizers import Tokenizer
 from rewarm.data.validation import ValidationSet, validation_set
-from rewarm.plan import Plan, make_plan
+from rewarm.errors import UserError
+from rewarm.storage import cache_dir, make_dir
 
 log = logging.getLogger(__name__)
 
@@ -30,56 +33,67 @@ class RunData:
     fingerprint: dict[str, str]
 
 
-def _open(
-    config: Config,
-    side: str,
-    split: str,
-    tokenizer: Tokenizer,
-    until: int,
-    limit: int | None = None,
-    *,
-    fills: bool = True,
-) -> Tokens:
+def _open(config: Config, side: str, split: str, tokenizer: Tokenizer, until: int, *, fills: bool = True) -> TokenRow:
     """Return `until` tokens or more of a side: as they lie, or in a store that is filled in the background.
 
-    Of the processes of one run only the first one `fills` the store.
+    A validation store ends after just so many. Of the processes of one run only the first one `fills` the store.
     """
-    if existing := open_existing(config.data, side, split, tokenizer):
-        return existing
-    stream = make_source(config.data, side, split)
+    side_config = config.data.source(side)
+    place = origin(side_config, side, split)
+    if isinstance(place, Indexed):
+        return IndexedTokens(place.key, place.index, tokenizer, place.first, place.last)
+    documents = make_source(place, side_config, config.data)
     spec = StoreSpec(
-        source=stream.fingerprint(),
+        source=documents.fingerprint(),
         tokenizer=tokenizer.fingerprint,
         end_of_text=tokenizer.end_of_text,
         vocab_size=tokenizer.size,
-        shard_tokens=parse_tokens("data.shard_tokens", config.data.shard_tokens),
-        limit=limit,
+        shard_tokens=config.data.shard_tokens,
+        limit=until if split == "validation" else None,
     )
-    store = open_store(make_dir(cache_dir() / "stores", "REWARM_CACHE"), spec)
-    store.filled_elsewhere = not fills
+    root = make_dir(cache_dir() / "stores", "REWARM_CACHE")
     if fills:
-        store.produce(stream, tokenizer, until, config.data.workers)
-    return store
+        return fill_store(root, spec, documents, tokenizer, until, config.data.workers)
+    return TokenStore(store_folder(root, spec), spec, FilledElsewhere())
 
 
 def open_validation(config: Config, tokenizer: Tokenizer, *, fills: bool = True) -> dict[str, ValidationSet]:
     """Return both validation sets by side."""
-    n_tokens = parse_tokens("data.validation_tokens", config.data.validation_tokens)
+    asked = config.data.validation_tokens
     context = config.train.context
-    stores = {
-        side: _open(config, side, "validation", tokenizer, n_tokens + 1, limit=n_tokens + 1, fills=fills)
-        for side in SIDES
-    }
-    sets = {side: validation_set(store, n_tokens, context) for side, store in stores.items()}
-    for side, found in sets.items():
-        if found.n_tokens < n_tokens // context * context:
+    rows = {side: _open(config, side, "validation", tokenizer, asked + 1, fills=fills) for side in SIDES}
+    sets = {side: validation_set(row, asked, context) for side, row in rows.items()}
+    for side, data in sets.items():
+        if data.n_tokens < asked // context * context:
             log.warning(
-                "%s validation text gives %s tokens of the %s asked for", side, f"{found.n_tokens:,}", f"{n_tokens:,}"
+                "data.validation_tokens=%s: the %s validation text has %s tokens, and all of them are scored; give "
+                "that number, or more text",
+                f"{asked:,}",
+                side,
+                f"{data.n_tokens:,}",
             )
     return sets
 
 
-def open_training(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True) -> dict[str, Tokens]:
+def check_domain_fields(config: Config, sets: Mapping[str, ValidationSet]) -> None:
+    """Raise `UserError` where a `domain_field` was asked for that no record of the validation text has."""
+    for side, data in sets.items():
+        side_config = config.data.source(side)
+        place = origin(side_config, side, "validation")
+        asked = side_config.domain_field or config.data.domain_field
+        if data.domains != ("",) or not asked or isinstance(place, Indexed | Builtin):
+            continue
+        documents = make_source(place, side_config, config.data)
+        assert isinstance(documents, RecordSource)
+        if fields := documents.field_names():  # plain text has none
+            key = f"data.{side}.domain_field" if side_config.domain_field else "data.domain_field"
+            raise UserError(
+                f"{key}={asked}: no record of the {side} validation text has it; they have {', '.join(fields)}; "
+                f"give one of these, or leave it out"
+            )
+
+
+def open_training(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True) -> dict[str, TokenRow]:
     """Return the training stores that the run reads, being filled: the side trained on, and upstream for replay."""
     return {
         side: _open(config, side, "train", tokenizer, tokens, fills=fills)
@@ -117,19 +131,10 @@ def open_data(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool =
         ),
         upstream=validation["upstream"],
         downstream=validation["downstream"],
-        fingerprint={side: store.digest for side, store in training.items()} | {"tokenizer": tokenizer.fingerprint},
+        fingerprint={
+            **{side: row.digest for side, row in training.items()},
+            **{f"{side} sample": row.sample for side, row in training.items() if isinstance(row, IndexedTokens)},
+            **{f"{side} validation": found.digest for side, found in validation.items()},
+            "tokenizer": tokenizer.fingerprint,
+        },
     )
-
-
-def prepare(config: Config) -> None:
-    """Tokenise everything that the run of `config` would read, and say what there is."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    plan = make_plan(config)
-    training = open_training(config, plan, tokenizer)
-    validation = open_validation(config, tokenizer)
-    for side, data in validation.items():
-        sys.stdout.write(f"{side} validation: {data.n_tokens:,} tokens\n")
-    for side, tokens in needed_tokens(config, plan).items():
-        training[side].ensure(tokens)
-        sys.stdout.write(f"{side} training: {training[side].n_tokens:,} tokens in {training[side].folder}\n")

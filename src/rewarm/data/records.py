@@ -1,16 +1,13 @@
-"""Records of a raw shard: each with the position after it, and the faults met on the way."""
+"""Records of a file: each with the position after it, and the faults met on the way."""
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
-import zstandard
-
-from rewarm.data.shards import Shard, content, format_of
+from rewarm.data.text_files import DAMAGED, TextFile, content, format_of
 from rewarm.errors import DataError, first_line
 
 TEXT_PIECE = 1 << 14
@@ -20,7 +17,7 @@ PARQUET_BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a shard's reader stands: records (lines, rows) behind it, and decompressed bytes."""
+    """Where the reader of a file stands: records (lines, rows) behind it, and decompressed bytes."""
 
     record: int = 0
     byte: int = 0
@@ -36,31 +33,33 @@ class Fault:
 Record = Mapping[str, Any] | str | Fault
 
 
-def read_shard(shard: Shard, start: Position, columns: Sequence[str]) -> Iterator[tuple[Position, Record]]:
-    """Yield the records of a shard after `start`, each with the position after it.
+def read_records(
+    text_file: TextFile, start: Position, columns: Sequence[str] | None
+) -> Iterator[tuple[Position, Record]]:
+    """Yield the records of a file after `start`, each with the position after it.
 
     A damaged end (a truncated file, a corrupt block) is one fault, and the last record.
-    Only `columns` of a parquet file are read. Raises `DataError` where the shard cannot be opened.
+    Only `columns` of a parquet file are read (None: all). Raises `DataError` where the file cannot be opened.
     """
-    kind = format_of(shard.name)
+    kind = format_of(text_file.name)
     at = start
     try:
-        with shard.open() as file:
+        with text_file.open() as file:
             if kind == ".parquet":
                 for at, record in _parquet(file, start, columns):
                     yield at, record
                 return
-            stream = content(shard, file, start.byte)
+            stream = content(text_file, file, start.byte)
             for at, record in (_text if kind == ".txt" else _lines)(stream, start):
                 yield at, record
     except FileNotFoundError as error:
-        raise DataError(f"{shard.name}: is gone since the stream was listed") from error
-    except (EOFError, zlib.error, zstandard.ZstdError, ValueError, OSError) as error:
+        raise DataError(f"{text_file.name}: is gone since the stream was listed") from error
+    except DAMAGED as error:
         reason = first_line(error)
         yield Position(at.record + 1, at.byte), Fault(f"the file is damaged from here on ({reason})")
 
 
-def _lines(stream: Any, start: Position) -> Iterator[tuple[Position, Record]]:  # noqa: ANN401 - any binary stream
+def _lines(stream: BinaryIO, start: Position) -> Iterator[tuple[Position, Record]]:
     number, byte = start.record, start.byte
     for line in stream:
         number, byte = number + 1, byte + len(line)
@@ -78,7 +77,7 @@ def _parse(line: bytes) -> Record:
     return value if isinstance(value, dict) else Fault(f"is a JSON {type(value).__name__}, not an object")
 
 
-def _text(stream: Any, start: Position) -> Iterator[tuple[Position, Record]]:  # noqa: ANN401 - any binary stream
+def _text(stream: BinaryIO, start: Position) -> Iterator[tuple[Position, Record]]:
     number, byte = start.record, start.byte
     lines: list[bytes] = []
     size = 0
@@ -100,13 +99,14 @@ def _text(stream: Any, start: Position) -> Iterator[tuple[Position, Record]]:  #
         yield Position(number, byte), piece()
 
 
-def _parquet(file: Any, start: Position, columns: Sequence[str]) -> Iterator[tuple[Position, Record]]:  # noqa: ANN401
+def _parquet(file: BinaryIO, start: Position, columns: Sequence[str] | None) -> Iterator[tuple[Position, Record]]:
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(file)
-    present = [column for column in columns if column in parquet.schema_arrow.names]
-    if not present:
-        raise ValueError(f"has none of the columns {', '.join(columns)}, but {', '.join(parquet.schema_arrow.names)}")
+    known = parquet.schema_arrow.names
+    present = known if columns is None else [column for column in columns if column in known]
+    if columns is not None and not present:
+        raise ValueError(f"has none of the columns {', '.join(columns)}, but {', '.join(known)}")
     row = 0
     for group in range(parquet.num_row_groups):
         rows = parquet.metadata.row_group(group).num_rows

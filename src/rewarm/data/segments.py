@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewarm.errors import DataError
+
 Ids = NDArray[np.unsignedinteger[Any]]
 OPEN_FILES = 128
 """Files mapped at once: a store may have more of them than a process may hold open."""
@@ -36,8 +38,14 @@ class Segments:
         self._ends.append(self.n_tokens + tokens)
 
     def _open(self, number: int) -> NDArray[Any]:
-        with self._paths[number].open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=self._dtype)
+        path, start = self._paths[number], self._ends[number - 1] if number else 0
+        tokens = self._ends[number] - start
+        try:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), tokens * self._dtype.itemsize, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapped, dtype=self._dtype)
+        except (OSError, ValueError) as error:  # ValueError: it is shorter than that by now
+            raise DataError(f"{path}: changed while it was in use ({error}); rerun to read it anew") from error
 
     def _numbers(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the file in which each of these tokens lies."""

@@ -1,8 +1,7 @@
-"""The token store: reads shards of token ids, which may still be on their way, and sets going what makes them."""
+"""The token store as its readers see it: rows of tokens from shards that may still be on their way."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from rewarm.cache import fsync_dir, make_dir, storing, write_json
-from rewarm.data.documents import Source
-from rewarm.data.layout import Shard, StoreSpec, committed, is_complete
-from rewarm.data.producer import Producer
+from rewarm.data.integrity import DamagedShardError, Shards
+from rewarm.data.layout import Shard, StoreSpec, completed_tokens
 from rewarm.data.segments import Segments
-from rewarm.data.tokenizers import Tokenizer
-from rewarm.errors import DataError
+from rewarm.errors import DataError, RewarmError
 
 POLL_SECONDS = 0.02
 
 
-class Tokens(Protocol):
+class TokenRow(Protocol):
     """A long row of tokens to be read: a token store, or tokens that existed already."""
 
     folder: Path
@@ -55,23 +51,67 @@ class Tokens(Protocol):
         ...
 
 
-class TokenStore:
-    """Reads a store, which may still be growing: `ensure` waits for tokens, `gather` returns them."""
+class Filler(Protocol):
+    """What fills a store while it is read."""
 
-    def __init__(self, folder: Path, spec: StoreSpec) -> None:
+    @property
+    def tokens(self) -> int:
+        """Return the tokens made so far, those of the unfinished shard included."""
+        ...
+
+    @property
+    def error(self) -> RewarmError | None:
+        """Return what stopped it, if anything did."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Return whether more tokens may come."""
+        ...
+
+    def progress(self) -> str:
+        """Return what a progress bar shows beside the tokens."""
+        ...
+
+
+class FilledElsewhere:
+    """Another process of the run fills the store; should it fail, it takes this one along."""
+
+    tokens = 0
+    error = None
+
+    def is_alive(self) -> bool:
+        """Return True: whatever happens there ends this process too."""
+        return True
+
+    def progress(self) -> str:
+        """Return nothing: only the other process knows."""
+        return ""
+
+
+def _bar(n_tokens: int, what: str) -> tqdm[Any]:
+    return tqdm(total=n_tokens, unit="tok", unit_scale=True, desc=what, leave=False, delay=0.5, disable=None)
+
+
+class TokenStore:
+    """Reads a store, which may still be growing: `ensure` waits for tokens, `gather` returns them.
+
+    Shards are taken note of as they are asked for, and only where they are what was written.
+    """
+
+    def __init__(self, folder: Path, spec: StoreSpec, filler: Filler | None = None) -> None:
         self.folder = folder
         self.spec = spec
         self.shards: list[Shard] = []
         self.complete = False
+        """Whether all tokens that there will be are taken note of."""
+        self._filler = filler
+        self._files = Shards(folder, spec)
         self._segments = Segments(spec.dtype)
-        self.producer: Producer | None = None
-        self.filled_elsewhere = False
-        """Whether another process of the run fills the store; should it fail, it takes this one along."""
-        self.refresh()
+        self._damage: DamagedShardError | None = None
 
     @property
     def n_tokens(self) -> int:
-        """Return the number of tokens that are there to be read."""
+        """Return the number of tokens that are there to be read, of those asked for so far."""
         return self._segments.n_tokens
 
     @property
@@ -83,41 +123,56 @@ class TokenStore:
         """Return `context`: the last token of a sequence is the next one's first, so each is predicted once."""
         return context
 
-    def refresh(self) -> None:
-        """Take note of shards that were committed since the last look."""
-        if self.complete:
-            return
-        complete = is_complete(self.folder)  # asked first: what is committed in between is then seen as well
-        for shard in committed(self.folder, self.spec, len(self.shards), self.n_tokens):
+    def holds(self, n_tokens: int) -> bool:
+        """Return whether `n_tokens` are there, or all that there will ever be, without waiting.
+
+        Reads what was never read before, to see that it is what was written.
+        """
+        with _bar(n_tokens, "checking") as bar:
+            return self._take(n_tokens, bar)
+
+    def _take(self, n_tokens: int, bar: tqdm[Any] | None = None) -> bool:
+        """Take note of committed shards up to `n_tokens`; return whether these, or all there will be, are there."""
+        if self.complete or self.n_tokens >= n_tokens:
+            return True
+        complete = completed_tokens(self.folder)  # asked first: what is committed in between is then seen as well
+        self._damage = None
+        while self.n_tokens < n_tokens:
+            try:
+                shard = self._files.after(self.shards[-1] if self.shards else None)
+            except DamagedShardError as damage:  # the reader waits for it to be made again
+                self._damage = damage
+                break
+            if shard is None:
+                break
             self.shards.append(shard)
-            self._segments.append(self.folder / f"{shard.name}.tokens", shard.tokens)
-        self.complete = complete
+            self._segments.append(shard.path(self.folder, "tokens"), shard.tokens)
+            if bar is not None:
+                bar.update(shard.tokens)
+        # A store that lost its last shards has fewer than it was completed with.
+        self.complete = complete == self.n_tokens
+        return self.complete or self.n_tokens >= n_tokens
 
     def ensure(self, n_tokens: int) -> None:
-        """Wait until `n_tokens` can be read, or the store is complete. Raises what stopped the producer."""
-        if self.n_tokens >= n_tokens or self.complete:
+        """Wait until `n_tokens` can be read, or the store is complete. Raises what stopped the filler."""
+        if self._take(n_tokens):
             return
-        with tqdm(
-            total=n_tokens, unit="tok", unit_scale=True, desc="tokenising", leave=False, delay=0.5, disable=None
-        ) as bar:
+        with _bar(n_tokens, "tokenising") as bar:
             while True:
-                # The producer is asked before the folder: what it did last must still be seen.
-                stopped = not self.filled_elsewhere and (self.producer is None or not self.producer.is_alive())
-                self.refresh()
-                if self.n_tokens >= n_tokens or self.complete:
+                # The filler is asked before the folder: what it did last must still be seen.
+                filled = self._filler is not None and self._filler.is_alive()
+                if self._take(n_tokens):
                     return
-                if stopped:
-                    raise (
-                        self.producer.error
-                        if self.producer and self.producer.error
-                        else DataError(f"{self.folder}: holds {self.n_tokens:,} tokens and nothing makes more")
-                    )
-                if self.producer is None:
-                    time.sleep(POLL_SECONDS)
-                    continue
-                bar.set_postfix_str(self.producer.progress(), refresh=False)
-                bar.update(max(self.producer.tokens, self.n_tokens) - bar.n)
-                self.producer.join(POLL_SECONDS)
+                if self._filler is None or not filled:
+                    break
+                bar.set_postfix_str(self._filler.progress(), refresh=False)
+                bar.update(max(self._filler.tokens, self.n_tokens) - bar.n)
+                time.sleep(POLL_SECONDS)
+        raise (
+            (self._filler.error if self._filler else None)
+            or self._damage
+            or DataError(f"{self.folder}: holds {self.n_tokens:,} tokens and nothing makes more")
+        )
 
     def gather(self, starts: NDArray[np.int64], length: int) -> NDArray[Any]:
         """Return the `length` tokens from each of `starts` on, which must be there, of shape (n, length)."""
@@ -132,34 +187,10 @@ class TokenStore:
         for shard in self.shards:
             if until is not None and shard.start >= until:
                 return
-            names = shard.manifest["domain_names"]
-            rows = np.fromfile(self.folder / f"{shard.name}.documents", dtype="<i8").reshape(-1, 3)
+            names, path = shard.manifest["domain_names"], shard.path(self.folder, "documents")
+            try:
+                rows = np.fromfile(path, dtype="<i8").reshape(shard.manifest["documents"], 3)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}: changed while it was in use; rerun, and it is made again") from error
             for end, domain, n_bytes in rows.tolist():
                 yield shard.start + end, names[domain], n_bytes
-
-    def produce(self, source: Source, tokenizer: Tokenizer, until: int, workers: int = 0) -> None:
-        """Start to fill the store up to `until` tokens in the background, unless they are there."""
-        if not self.complete and self.n_tokens < until:
-            self.producer = Producer(self.folder, self.spec, source, tokenizer, until, workers)
-            self.producer.start()
-
-
-def open_store(root: Path, spec: StoreSpec) -> TokenStore:
-    """Return the store of `spec` under `root`, made where there is none yet.
-
-    Raises `DataError` where the folder holds a store of something else, as after it was copied or edited by hand, and
-    `StorageError` where there is no room for one.
-    """
-    folder = make_dir(root / spec.digest, "REWARM_CACHE")
-    description = folder / "store.json"
-    if not description.is_file():
-        with storing(description):
-            write_json(description, spec.as_json())
-            fsync_dir(root)
-    held, wanted = json.loads(description.read_text()), json.loads(json.dumps(spec.as_json()))
-    for key, value in wanted.items():
-        if held.get(key) != value:
-            raise DataError(
-                f"{folder}: was made with another {key} ({held.get(key)}, not {value}); remove the folder"
-            )
-    return TokenStore(folder, spec)

@@ -1,4 +1,4 @@
-"""A stream of documents out of raw shards, with a cursor that loses no record and doubles none."""
+"""A stream of documents out of files, with a cursor that loses no record and doubles none."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from rewarm.data.documents import Cursor, Document
-from rewarm.data.records import Fault, Position, Record, read_shard
-from rewarm.data.shards import Shard
+from rewarm.data.records import Fault, Position, Record, read_records
+from rewarm.data.text_files import TextFile
 from rewarm.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -51,65 +51,88 @@ class Part:
         return held_out == (self.split == "validation")
 
 
+def _as_mapping(value: object) -> Mapping[str, Any] | None:
+    """Return a struct, or the object that a text holds as JSON; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, Mapping) else None
+
+
 def look_up(record: Mapping[str, Any], path: str) -> object:
     """Return the value at a dotted `path`, through structs and objects written as JSON; None where there is none."""
     value: object = record
     for key in path.split("."):
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                return None
-        if not isinstance(value, Mapping):
+        if (inner := _as_mapping(value)) is None:
             return None
-        value = value.get(key)
+        value = inner.get(key)
     return value
 
 
-class RecordSource:
-    """The documents of some shards, in order.
+def _dotted(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the fields of a record as `look_up` takes them, one level deep."""
+    for key, value in record.items():
+        inner = _as_mapping(value)
+        yield from (f"{key}.{name}" for name in inner) if inner else (key,)
 
-    `identity` is what tells the shards' content from any other. A record that cannot be used is counted, reported
+
+class RecordSource:
+    """The documents of some files, in order.
+
+    `identity` is what tells the files' content from any other. A record that cannot be used is counted, reported
     and passed over; more of them than `max_bad_share` of all records (the first one is always let pass, unless the
     share is 0) end the stream with a `DataError`.
     """
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        files: Sequence[TextFile],
         fields: Fields,
         identity: Mapping[str, Any],
         max_bad_share: float,
         part: Part | None = None,
     ) -> None:
-        self._shards, self._fields, self._identity = shards, fields, identity
+        self._files, self._fields, self._identity = files, fields, identity
         self._max_bad_share, self._part = max_bad_share, part
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return the shards' identity, the fields and the part."""
+        """Return the files' identity, the fields and the part."""
         part = None if self._part is None else asdict(self._part)
         return {**self._identity, "fields": asdict(self._fields), "part": part}
 
     def documents(self, cursor: Cursor | None) -> Iterator[tuple[Document, Cursor]]:
-        """Yield the documents; the cursor holds the shard, the position in it, and the counts so far."""
+        """Yield the documents; the cursor holds the file, the position in it, and the counts so far."""
+        # Stores of every version hold such cursors: the number of the file is called "shard" in them.
         at = cursor or {"shard": 0, "record": 0, "byte": 0, "read": 0, "bad": 0}
         read, bad = at["read"], at["bad"]
-        for number in range(at["shard"], len(self._shards)):
-            shard = self._shards[number]
+        for number in range(at["shard"], len(self._files)):
+            file = self._files[number]
             start = Position(at["record"], at["byte"]) if number == at["shard"] else Position()
-            for position, record in read_shard(shard, start, self._fields.columns()):
+            for position, record in read_records(file, start, self._fields.columns()):
                 read += 1
                 document = self._document(record)
                 if isinstance(document, Fault):
                     bad += 1
-                    self._count(f"{shard.name}:{position.record}: {document.reason}", bad, read)
+                    self._count(f"{file.name}:{position.record}: {document.reason}", bad, read)
                 elif document is not None:
                     yield document, {"shard": number, **asdict(position), "read": read, "bad": bad}
         if bad > FAULTS_NAMED:
             log.warning("%s of %s records could not be used", f"{bad:,}", f"{read:,}")
         if bad == read:
             what = f"none of the {bad:,} records can be used" if bad else "there is nothing in the files"
-            raise DataError(f"{self._shards[0].name}: {what}")
+            raise DataError(f"{self._files[0].name}: {what}")
+
+    def field_names(self) -> list[str]:
+        """Return the fields of the first record that has any, those of structs as `a.b`; plain text has none."""
+        for file in self._files:
+            for _, record in read_records(file, Position(), None):
+                if isinstance(record, str):
+                    return []
+                if isinstance(record, Mapping):
+                    return list(_dotted(record))
+        return []
 
     def _count(self, fault: str, bad: int, read: int) -> None:
         if bad <= FAULTS_NAMED:

@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
-from rewarm.data.hub import download, parse_id
 from rewarm.errors import DataError, UserError
+from rewarm.hub.asking import parse_id
+from rewarm.hub.download import download
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What belongs to a fast tokenizer, in Hugging Face's format."""
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 
 
@@ -35,6 +38,12 @@ class Tokenizer:
         """Return the token ids of each text, without special tokens."""
         encodings = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def beyond(self, rows: int) -> dict[str, bool]:
+        """Return the tokens that an embedding of `rows` rows has no row for, and whether each is a special token."""
+        added = self.fast.get_added_tokens_decoder()
+        vocabulary = self.fast.get_vocab(with_added_tokens=True)
+        return {token: i in added and added[i].special for token, i in vocabulary.items() if i >= rows}
 
     def decode(self, ids: NDArray[np.integer]) -> str:
         """Return the text of token ids, without special tokens."""
@@ -74,9 +83,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         if file.is_file():
             return _from_file(file)
     if repo := parse_id("data.tokenizer", name):
-        file = (
-            download(repo, ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]) / "tokenizer.json"
-        )
+        file = download(repo, [*FILES]) / "tokenizer.json"
         if file.is_file():
             return _from_file(file)
         raise UserError(f"data.tokenizer={name}: has no tokenizer.json; give the id of a fast tokenizer")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewarm.data.store import Tokens
+from rewarm.data.store import TokenRow
 from rewarm.errors import DataError
 
 
@@ -28,8 +29,16 @@ class ValidationSet:
         """Return the number of predicted tokens."""
         return int(self.domain_of.size)
 
+    @property
+    def digest(self) -> str:
+        """Return what tells the scored tokens, and their domains, from any others."""
+        digest = hashlib.sha256(repr((self.tokens.shape, self.domains)).encode())
+        for array in (self.tokens, self.domain_of):
+            digest.update(np.ascontiguousarray(array, dtype="<i8").data)
+        return digest.hexdigest()[:24]
 
-def validation_set(tokens: Tokens, n_tokens: int, context: int) -> ValidationSet:
+
+def validation_set(tokens: TokenRow, n_tokens: int, context: int) -> ValidationSet:
     """Return the validation set of the first `n_tokens` predicted tokens, in whole windows.
 
     A document's bytes are shared evenly among its tokens, so that a document cut at the end counts in part.

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
 TABLE_BYTES = 64 << 20
-"""About what the table of words may take; it is begun anew when it is full."""
+"""Memory for the table of words; when it is full the table is emptied."""
 _ROW_BYTES = 200
-"""What a word takes beside its characters."""
+"""Memory for a word beside its characters, estimated."""
 
 # GPT-2's pattern, as `tokenizers` has it, over ASCII. Python's own \s holds characters that are no white space there.
 _SPACE = r"\t\n\v\f\r "
@@ -29,15 +29,15 @@ _WORD = re.compile(
     rf"| ?[^{_SPACE}A-Za-z0-9]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
 )
 
-
+# Where the tokenizer cuts "aX!X0" tells what kind of character X is, because it keeps a run of one kind together:
+#   a letter:       "aé!é0"  ->  aé | ! | é | 0     a digit:            "a²!²0"  ->  a | ² | ! | ²0
+#   a white space:  "a…!…0"  ->  a | … | ! | … | 0  (… a no-break space) anything else: "a€!€0"  ->  a | €!€ | 0
+# The keys are the ends of the pieces, the values the ASCII character that stands for the kind in `_WORD`.
 _BY_CUTS = {(2, 3, 4, 5): "a", (1, 2, 3, 5): "0", (1, 2, 3, 4, 5): "\n", (1, 4, 5): "!"}
 
 
 class _Classes(dict[int, str]):
-    """From a character to one of ASCII that the pattern takes alike: a letter, a digit, a white space, another.
-
-    The tokenizer's own pattern tells them apart, by where it cuts a text that holds the character twice.
-    """
+    """Maps a character to one of ASCII of the same kind, asking the tokenizer's own pattern once for each."""
 
     def __init__(self, fast: FastTokenizer) -> None:
         super().__init__((code, chr(code)) for code in range(128))
@@ -50,13 +50,13 @@ class _Classes(dict[int, str]):
 
 
 def _splitter(contents: Iterable[str]) -> re.Pattern[str] | None:
-    """Return a pattern that cuts these texts out, the leftmost and of those the longest first; None without any."""
+    """Return a pattern that finds these texts, the longest where several begin; None where there are none."""
     ordered = sorted(contents, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else None
 
 
 class WordEncoder:
-    """Encodes with a table of words. Gives the very ids of the tokenizer; see `of` for which ones that holds."""
+    """Encodes with a table of words, to exactly the ids that the tokenizer gives; `of` says for which tokenizers."""
 
     def __init__(self, fast: FastTokenizer) -> None:
         added = fast.get_added_tokens_decoder().values()
@@ -127,7 +127,7 @@ class WordEncoder:
 
 
 def _cut(splitter: re.Pattern[str] | None, text: str) -> list[tuple[str, bool]]:
-    """Return the pieces of a text, each with whether the pattern found it."""
+    """Return the pieces of a text, each with whether it is one of the texts that the pattern finds."""
     if splitter is None:
         return [(text, False)]
     return [(piece, n % 2 == 1) for n, piece in enumerate(splitter.split(text))]

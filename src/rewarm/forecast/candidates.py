@@ -8,20 +8,22 @@ from itertools import product
 
 import numpy as np
 
-from rewarm.checks import check
-from rewarm.config import Config
+from rewarm.config.checks import check
+from rewarm.config.compose import compose_config
+from rewarm.config.plan import end_of, horizon_of, schedule_spec
+from rewarm.config.schema import Config, ScheduleConfig
 from rewarm.errors import UserError
-from rewarm.forecast.coverage import Seen
+from rewarm.forecast.coverage import Seen, of_usual_start
 from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.options import Options
-from rewarm.plan import schedule_spec
 from rewarm.schedules import SHAPE_PARAMETERS, lr_curve
+from rewarm.text import tokens_text
 
 USUAL = ("constant", "cosine", "wsd", "infinite_cosine")
-"""Schedules that a recommendation looks at where none is named."""
-USUAL_LRS = 9
-"""Max LRs, evenly spaced in their logs over those measured, that it looks at where none is named."""
-USUAL_BUDGETS = (0.25, 0.5, 0.75, 1.0)
+"""Schedules that a recommendation looks at where none is named and the runs do not tell theirs."""
+SEARCHED_LRS = 9
+"""Max LRs, evenly spaced in their logs over those measured, that it looks at beside the measured ones themselves."""
+SEARCHED_BUDGETS = (0.5, 0.75, 1.0)
 """Budgets, as shares of the longest measured, that it looks at where none is named."""
 
 
@@ -34,10 +36,12 @@ class Settings:
     min_lr_ratio: float
     warmup: float
     budget: int
-    """Tokens."""
-    horizon: int
-    """Tokens."""
+    """Tokens over which the schedule is laid out."""
+    stop: int
+    """Tokens after which the run ends; the budget where it is not cut short."""
     replay: float
+    shape: tuple[tuple[str, float | str], ...] = ()
+    """`schedule.NAME` and its value, where that is not the schedule's default."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Candidate:
     trajectory: Trajectory
     beyond: tuple[str, ...]
     """In what it lies outside what the fitted runs have seen, one phrase each."""
+    withheld: str | None
+    """Why no number is given for it; None where one is."""
 
     @property
     def steps(self) -> int:
@@ -58,15 +64,37 @@ class Candidate:
 
 def _base(schedule: str, options: Options, start_lr: float, seen: Seen) -> Config:
     """Return the config that training would have with this schedule, read as training reads it."""
-    from rewarm.compose import compose_config
-
     readable = SHAPE_PARAMETERS.get(schedule, ())
     return compose_config(
         f"schedule={schedule}",
+        f"warmup={0.0 if schedule == 'no_rewarm' else seen.warmup!r}",
         f"model.peak_lr={seen.usual_lr!r}",
         f"model.final_lr={start_lr or seen.max_lr[0]!r}",
         *(f"schedule.{name}={value}" for name, value in options.shape.items() if name in readable),
     )
+
+
+def _recipes(base: Config, options: Options, curves: Sequence[Curve]) -> list[tuple[Config, float]]:
+    """Return the configs to vary: those of the runs that had the schedule of `base`, else that.
+
+    With each comes after which share of the schedule its runs were stopped.
+    """
+    warmups: dict[tuple[ScheduleConfig, float, float], list[float]] = {}
+    for config in (curve.config for curve in curves):
+        if config is not None and config.schedule.name == base.schedule.name and not options.shape:
+            share = end_of(config)[1] / horizon_of(config)[1]
+            warmups.setdefault((config.schedule, config.min_lr_ratio, share), []).append(config.warmup)
+    return [
+        (replace(base, schedule=shape, min_lr_ratio=ratio, warmup=float(np.median(found))), share)
+        for (shape, ratio, share), found in warmups.items()
+    ] or [(base, 1.0)]
+
+
+def _shape(recipe: Config, default: Config) -> tuple[tuple[str, float | str], ...]:
+    """Return what a recipe's schedule has that the schedule's default has not."""
+    names = SHAPE_PARAMETERS.get(recipe.schedule.name, ())
+    values = ((name, getattr(recipe.schedule, name)) for name in names)
+    return tuple((name, value) for name, value in values if value != getattr(default.schedule, name))
 
 
 def _check_shape(options: Options, schedules: Sequence[str]) -> None:
@@ -79,27 +107,41 @@ def _check_shape(options: Options, schedules: Sequence[str]) -> None:
 
 def candidates(options: Options, curves: Sequence[Curve], *, search: bool) -> list[Candidate]:
     """Return the trainings that the options ask for; with `search`, what is left open is spread over a grid."""
-    seen = Seen.of(curves)
-    like = curves[0].trajectory
-    schedules = options.schedule or (USUAL if search else ("cosine",))
+    seen, like = Seen.of(curves), of_usual_start(curves)[0].trajectory
+    ran = tuple(dict.fromkeys(curve.config.schedule.name for curve in curves if curve.config is not None))
+    schedules = options.schedule or ((ran or USUAL) if search else ("cosine",))
     _check_shape(options, schedules)
-    lrs = options.max_lr or (np.geomspace(*seen.max_lr, USUAL_LRS).tolist() if search else (seen.usual_lr,))
-    budgets = options.budget or tuple(round(b * seen.tokens) for b in (USUAL_BUDGETS if search else (1.0,)))
+    lrs = options.max_lr or (_searched_lrs(seen) if search else [seen.usual_lr])
+    replays = options.replay or (seen.replays if search else [seen.usual_replay])
     found: dict[Settings, Candidate] = {}
     for schedule in schedules:
-        base = _base(schedule, options, like.start_lr, seen)
-        for max_lr, ratio, warmup, budget, horizon, replay in product(
-            [base.max_lr] if schedule == "no_rewarm" else lrs,
-            options.min_lr_ratio or (base.min_lr_ratio,),
-            [0.0] if schedule == "no_rewarm" else options.warmup or (seen.warmup,),
-            budgets,
-            options.horizon or (None,),
-            options.replay or (seen.usual_replay,),
-        ):
-            settings = Settings(schedule, max_lr, ratio, warmup, budget, horizon or budget, replay)
-            if settings not in found:
-                found[settings] = _candidate(base, settings, like, seen)
+        default = _base(schedule, Options(paths=()), like.start_lr, seen)
+        for recipe, share in _recipes(_base(schedule, options, like.start_lr, seen), options, curves):
+            shape = _shape(recipe, default)
+            for max_lr, ratio, warmup, (budget, stop), replay in product(
+                [recipe.max_lr] if schedule == "no_rewarm" else lrs,
+                options.min_lr_ratio or (recipe.min_lr_ratio,),
+                options.warmup or (recipe.warmup,),
+                _lengths(options, seen, share, search=search),
+                replays,
+            ):
+                settings = Settings(schedule, max_lr, ratio, warmup, budget, stop, replay, shape)
+                if settings not in found:
+                    found[settings] = _candidate(recipe, settings, like, seen)
     return _labelled(list(found.values()))
+
+
+def _lengths(options: Options, seen: Seen, share: float, *, search: bool) -> list[tuple[int, int]]:
+    """Return budgets and stops; those that nobody asked for are as the runs had them, which end after `share`."""
+    if options.budget:
+        pairs = product(options.budget, options.stop or (max(options.budget),))
+        return [(budget, min(budget, stop)) for budget, stop in pairs]
+    ends = options.stop or tuple(round(b * seen.tokens) for b in (SEARCHED_BUDGETS if search else (1.0,)))
+    return [(round(end / share) if search else max(end, round(seen.tokens)), end) for end in ends]
+
+
+def _searched_lrs(seen: Seen) -> list[float]:
+    return sorted({*np.geomspace(*seen.max_lr, SEARCHED_LRS).tolist(), *seen.max_lrs})
 
 
 def _candidate(base: Config, settings: Settings, like: Trajectory, seen: Seen) -> Candidate:
@@ -112,8 +154,8 @@ def _candidate(base: Config, settings: Settings, like: Trajectory, seen: Seen) -
             replay=settings.replay,
         )
     )
-    horizon, steps = (max(2, round(n / like.tokens_per_step)) for n in (settings.horizon, settings.budget))
-    spec = schedule_spec(config, horizon)
+    whole, steps = (max(2, round(n / like.tokens_per_step)) for n in (settings.budget, settings.stop))
+    spec = schedule_spec(config, whole)
     trajectory = replace(
         like,
         lr=lr_curve(spec, np.arange(1, steps + 1)),
@@ -121,30 +163,40 @@ def _candidate(base: Config, settings: Settings, like: Trajectory, seen: Seen) -
         replay=settings.replay,
         shifted=True,
     )
-    return Candidate("", settings, trajectory, seen.beyond(settings.max_lr, settings.budget, settings.replay))
+    return Candidate("", settings, trajectory, seen.beyond(trajectory), seen.withheld(trajectory))
 
 
-def tokens_text(tokens: float) -> str:
-    """Return a number of tokens as people write it: 2.05M, 297B."""
-    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if tokens >= scale:
-            return f"{tokens / scale:.3g}{letter}"
-    return f"{tokens:.3g}"
+def settings_of(curve: Curve) -> Settings | None:
+    """Return the settings that a run had; None for a CSV file, which does not tell."""
+    if curve.config is None:
+        return None
+    config = curve.config
+    default = compose_config(f"schedule={config.schedule.name}")
+    return Settings(
+        config.schedule.name,
+        config.max_lr,
+        config.min_lr_ratio,
+        config.warmup,
+        horizon_of(config)[1],
+        end_of(config)[1],
+        config.replay,
+        _shape(config, default),
+    )
 
 
 def describe(settings: Settings, names: Sequence[str]) -> str:
     """Return a label that gives the named settings."""
-    texts = {"budget": tokens_text(settings.budget), "horizon": tokens_text(settings.horizon)}
     values = asdict(settings)
-    parts = [values["schedule"] if "schedule" in names else ""]
-    parts += [f"{n}={texts.get(n) or format(values[n], '.4g')}" for n in names if n != "schedule"]
-    return " ".join(part for part in parts if part)
+    texts = {name: f"{name}={value:.4g}" for name, value in values.items() if isinstance(value, float)}
+    texts |= {name: f"{name}={tokens_text(values[name])}" for name in ("budget", "stop")}
+    texts |= {"schedule": settings.schedule, "shape": " ".join(f"{name}={value}" for name, value in settings.shape)}
+    return " ".join(texts[name] for name in names if texts[name])
 
 
 def _labelled(found: list[Candidate]) -> list[Candidate]:
     """Return the candidates, each labelled by its schedule, its max LR and whatever else tells them apart."""
     values = [asdict(candidate.settings) for candidate in found]
     names = [name for name in values[0] if name in ("schedule", "max_lr") or len({v[name] for v in values}) > 1]
-    if "budget" in names and all(v["budget"] == v["horizon"] for v in values):
-        names.remove("horizon")
+    if "budget" in names and all(v["budget"] == v["stop"] for v in values):
+        names.remove("stop")
     return [replace(candidate, label=describe(candidate.settings, names)) for candidate in found]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from rewarm.config import SIDES, Config
-from rewarm.forecast.history import Array, Pretraining, Steps, pretraining_of, read_config
-from rewarm.plan import make_plan
-from rewarm.rundir import RunFolder
-from rewarm.schedules import lr_curve
+from rewarm.config.schema import SIDES, Config
+from rewarm.forecast.history import Array, Pretraining, Steps, pretraining_of
+from rewarm.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +53,10 @@ class Curve:
     """For each validation set the steps, rising, and the losses there in nats a token."""
     planned_steps: int
     """Steps that the run is to have in the end; more than measured where it is unfinished."""
+    config: Config | None = None
+    """What the run was asked to be; None for a CSV file."""
+    path: Path | None = None
+    """The run's folder."""
 
     @property
     def last_step(self) -> int:
@@ -68,39 +69,25 @@ class Curve:
         return self.last_step >= self.planned_steps
 
 
-def find_runs(path: Path) -> list[Path]:
-    """Return the run folders at or below `path`, by name. Checkpoints are not looked into."""
-    if RunFolder(path).exists():
-        return [path]
-    found = (config.parent for config in path.rglob("config.yaml"))
-    return sorted(run for run in found if (run / "metrics.jsonl").is_file() and "checkpoints" not in run.parts)
-
-
-def read_run(path: Path) -> Curve | None:
-    """Return the curve of the run in `path`, or None, with a line in the log, where it has too few losses."""
-    folder = RunFolder(path)
-    config = read_config(folder)
-    plan = make_plan(config)
-    rows = folder.read_metrics()
+def curve_of(run: Run) -> Curve | None:
+    """Return the curve of a run, or None, with a line in the log, where it has too few losses."""
     losses: dict[str, tuple[Steps, Array]] = {}
     for side in SIDES:
-        points = [(int(row["step"]), row[f"{side}/loss"]) for row in rows if f"{side}/loss" in row]
-        points = [(step, loss) for step, loss in points if math.isfinite(loss)]
-        if len(points) >= FEWEST_POINTS:
-            at, values = zip(*points, strict=True)
-            losses[side] = (np.array(at, dtype=np.int64), np.array(values))
+        steps, values = run.loss(side, against="step")
+        if len(steps) >= FEWEST_POINTS:
+            losses[side] = (steps.astype(np.int64), values)
     if not losses:
-        log.warning("%s: left out, it has fewer than %d evaluations so far", path, FEWEST_POINTS)
+        log.warning("%s: left out, it has fewer than %d evaluations so far", run.path, FEWEST_POINTS)
         return None
-    steps = np.arange(1, plan.steps + 1, dtype=np.int64)
-    pretraining = pretraining_of(config, path)
+    config, plan = run.config, run.plan
+    pretraining = pretraining_of(run)
     from_scratch = config.init == "scratch"
     start_lr = pretraining.final_lr if pretraining is not None else config.model.final_lr
     return Curve(
-        name=path.name,
+        name=run.name,
         arm=_arm(config),
         trajectory=Trajectory(
-            lr=lr_curve(plan.schedule, steps),
+            lr=run.lr,
             tokens_per_step=plan.tokens_per_step,
             start_lr=start_lr or 0.0,
             warmup_steps=min(plan.schedule.warmup_steps, plan.steps),
@@ -110,6 +97,8 @@ def read_run(path: Path) -> Curve | None:
         ),
         losses=losses,
         planned_steps=plan.steps,
+        config=config,
+        path=run.path,
     )
 
 

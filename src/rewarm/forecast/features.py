@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import cast
 
 import numpy as np
-from scipy.interpolate import CubicSpline, lagrange
+from scipy.interpolate import CubicSpline
 from scipy.signal import lfilter
 
 from rewarm.forecast.curves import Trajectory
@@ -24,10 +24,6 @@ MEMORIES_PER_E = 2.0
 """Memory lengths tabulated per factor e; a cubic spline in log length lies between them."""
 SHORTEST_MEMORY = 2.0
 """In steps."""
-PACES = (0.0, 0.5, 1.0, 1.5, 2.0)
-"""Paces at which drops are tabulated for `cpt_paced`; a polynomial lies between them."""
-SEGMENTS = 2048
-"""Most stretches that a trajectory is cut into where drops are felt at a pace."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,9 @@ class Units:
     """LR times tokens."""
     memories: Array
     """Memory lengths, in tokens, at which remembered drops are tabulated."""
-    paces: tuple[float, ...] = (0.0,)
-    """Paces at which they are; 0 is the published memory, in which an update counts as one whatever its LR."""
 
 
-def units_of(
-    trajectories: Sequence[Trajectory], memory: float | None = None, paces: tuple[float, ...] = (0.0,)
-) -> Units:
+def units_of(trajectories: Sequence[Trajectory], memory: float | None = None) -> Units:
     """Return units in which areas and LRs of these trajectories are about 1; `memory`, in tokens, is tabulated."""
     shortest = SHORTEST_MEMORY * min(t.tokens_per_step for t in trajectories)
     longest = max(t.tokens for t in trajectories)
@@ -56,7 +48,6 @@ def units_of(
         lr=max(float(t.lr.max()) for t in trajectories),
         area=max(float(t.lr.sum()) * t.tokens_per_step for t in trajectories),
         memories=np.geomspace(shortest, longest, count),
-        paces=paces,
     )
 
 
@@ -74,36 +65,6 @@ def remembered_drop(lr: Array, start_lr: float, memory: float, steps: Steps) -> 
     return drop[steps]
 
 
-def paced_drop(lr: Array, start_lr: float, unit: float, memories: Array, pace: Array, steps: Steps) -> Array:
-    """Return remembered drops, (paces, memories, n), where an update counts as `(lr / unit)^pace` of one.
-
-    With pace 0 this is `remembered_drop`; with pace 1 memory is an area under the LR, as in the multi-power law: what
-    a high LR stirs up shows at once, what a low one calms takes longer. The sum no longer is one filter, so it is
-    stepped through, over stretches of updates and for all paces and memories at once.
-    """
-    ends = np.unique(np.concatenate([np.linspace(0, len(lr), SEGMENTS + 1).round().astype(int), [0], steps]))
-    path = np.concatenate([[start_lr], lr])[ends]
-    changes = -np.diff(path)
-    walked = np.concatenate(
-        [np.zeros((len(pace), 1)), np.cumsum((lr / unit)[None, :] ** pace[:, None], axis=1)], axis=1
-    )
-    kept = np.exp(-np.diff(walked[:, ends], axis=1)[:, None, :] / memories[None, :, None])
-    forgotten = np.zeros((len(pace), len(memories)))
-    table = np.zeros((len(ends), *forgotten.shape))
-    for i, change in enumerate(changes):
-        forgotten = (forgotten + change) * kept[:, :, i]
-        table[i + 1] = (start_lr - path[i + 1]) - forgotten
-    drops: Array = np.moveaxis(table[np.searchsorted(ends, steps)], 0, -1)
-    return drops
-
-
-def _drops(t: Trajectory, steps: Steps, units: Units) -> Array:
-    memories = units.memories / t.tokens_per_step
-    if units.paces == (0.0,):
-        return np.stack([remembered_drop(t.lr, t.start_lr, memory, steps) for memory in memories])[None]
-    return paced_drop(t.lr, t.start_lr, units.lr, memories, np.array(units.paces), steps)
-
-
 @dataclass(frozen=True)
 class Features:
     """What the laws need at n points, of one trajectory or of several behind each other."""
@@ -115,7 +76,7 @@ class Features:
     drop_before: Array
     """(m, n) remembered drops of the pre-training, one row for each memory; NaN where not known."""
     drop: Array
-    """(p, m, n) remembered drops since the run began, at each pace."""
+    """(m, n) remembered drops since the run began, one row for each memory."""
     block_drop: Array
     """(k, n) drops of the LR in each block."""
     block_lr: Array
@@ -168,7 +129,7 @@ def features(trajectory: Trajectory, steps: Steps, units: Units) -> Features:
         area=area[steps],
         area_before=np.full(n, area_before),
         drop_before=np.repeat(drop_before[:, None], n, axis=1),
-        drop=_drops(t, steps, units) / units.lr,
+        drop=np.stack([remembered_drop(t.lr, t.start_lr, memory, steps) for memory in memories]) / units.lr,
         block_drop=np.repeat(block_drop[:, None] / units.lr, n, axis=1),
         block_lr=np.repeat(np.maximum(block_lr / units.lr, 1e-3)[:, None], n, axis=1),
         block_area=np.clip(area[steps][None, :] - block_start[:, None], 0.0, None),
@@ -185,17 +146,12 @@ def stack(parts: Sequence[Features]) -> Features:
 
 
 class Remembered:
-    """A table of remembered drops, (paces, memories, n), as a smooth function of memory and pace."""
+    """A table of remembered drops, (memories, n), as a smooth function of the memory."""
 
     def __init__(self, units: Units, table: Array) -> None:
-        self._spline = CubicSpline(np.log(units.memories), table, axis=1)
+        self._spline = CubicSpline(np.log(units.memories), table)
         self._slope = self._spline.derivative()
-        self._basis = [lagrange(units.paces, row) for row in np.eye(len(units.paces))]
-        self._basis_slope = [basis.deriv() for basis in self._basis]
 
-    def __call__(self, log_memory: float, pace: float) -> tuple[Array, Array, Array]:
-        """Return the drops, and their derivatives by the log of the memory and by the pace."""
-        rows, slopes = self._spline(log_memory), self._slope(log_memory)
-        weights = np.array([basis(pace) for basis in self._basis])
-        by_pace = np.array([basis(pace) for basis in self._basis_slope])
-        return weights @ rows, weights @ slopes, by_pace @ rows
+    def __call__(self, log_memory: float) -> tuple[Array, Array]:
+        """Return the drops, and their derivative by the log of the memory."""
+        return self._spline(log_memory), self._slope(log_memory)

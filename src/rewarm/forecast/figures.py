@@ -7,39 +7,32 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from rewarm.forecast.curves import Curve
+from rewarm.forecast.fitted import Study
 from rewarm.forecast.history import Array
 from rewarm.forecast.holdout import Errors
+from rewarm.forecast.output import Findings, steps_of
 from rewarm.forecast.recommend import Outcome
-from rewarm.forecast.study import Study
-from rewarm.forecast.tell import Findings, steps_of
+from rewarm.style import MARKERS, PALE, PALETTE, STYLE, in_tokens, legend_below, save
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-"""Okabe and Ito's palette, told apart by colour-blind readers; its yellow is too pale for lines."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-PALE = "#9a9a9a"
-MOST_CURVES = 8
+MOST_CURVES = len(PALETTE)
 """Predicted curves that one figure can show apart."""
 
 
 def _axes(rows: int, columns: int, height: float) -> tuple[Figure, Array]:
     figure = Figure(figsize=(4.6 * columns + 1.4, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1)
-    for panel in axes.flat:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
-        panel.tick_params(labelsize=8)
     return figure, axes
 
 
 def _tokens_axis(axes: Axes, study: Study) -> None:
     in_steps = all(curve.trajectory.tokens_per_step == 1 for curve in study.curves)
     axes.set_xlabel("steps" if in_steps else "tokens")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    in_tokens(axes)
 
 
 def _loss_range(axes: Axes, values: Sequence[Array]) -> None:
@@ -48,11 +41,6 @@ def _loss_range(axes: Axes, values: Sequence[Array]) -> None:
     low, high = np.quantile(joined, [0.0, 0.995])
     margin = 0.06 * max(high - low, 1e-3)
     axes.set_ylim(low - margin, high + margin)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
 
 
 def fit_figure(study: Study) -> Figure:
@@ -71,7 +59,7 @@ def fit_figure(study: Study) -> Figure:
     for column, side in enumerate(sides):
         top, bottom = axes[0, column], axes[1, column]
         shown = _shown(study, side)
-        for e, colour, marker in zip(shown, cycle(COLOURS), cycle(MARKERS), strict=False):
+        for e, colour, marker in zip(shown, cycle(PALETTE), cycle(MARKERS), strict=False):
             tokens = e.steps * of[e.run].tokens_per_step
             every = max(1, len(tokens) // 40)
             top.plot(tokens[::every], e.measured[::every], marker, color=colour, ms=3, alpha=0.55, mew=0)
@@ -82,10 +70,10 @@ def fit_figure(study: Study) -> Figure:
         limit = max(1.5, 1.1 * float(np.quantile(np.abs(np.concatenate([100 * e.relative for e in shown])), 0.995)))
         bottom.set_ylim(-limit, limit)
         _loss_range(top, [v for e in shown for v in (e.measured, e.predicted)])
-        top.set_title(f"{side} loss (nats a token)", fontsize=10)
-        bottom.set_title(f"{side}: error of the prediction (%)", fontsize=10)
+        top.set_title(f"{side} loss (nats a token)")
+        bottom.set_title(f"{side}: error of the prediction (%)")
         _tokens_axis(bottom, study)
-    _legend(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -117,7 +105,7 @@ def curves_figure(findings: Findings) -> Figure:
     for column, (name, side) in enumerate(study.sides.items()):
         panel = axes[0, column]
         drawn = _measured(panel, study.curves, name)
-        for outcome, colour in zip(shown, cycle(COLOURS), strict=False):
+        for outcome, colour in zip(shown, cycle(PALETTE), strict=False):
             candidate = outcome.candidate
             steps = steps_of(candidate)
             band = side.predict(candidate.trajectory, steps)
@@ -127,9 +115,9 @@ def curves_figure(findings: Findings) -> Figure:
             panel.fill_between(tokens, band.low, band.high, color=colour, alpha=0.13, lw=0)
             drawn.append(band.loss)
         _loss_range(panel, drawn)
-        panel.set_title(f"{name} loss (nats a token)", fontsize=10)
+        panel.set_title(f"{name} loss (nats a token)")
         _tokens_axis(panel, study)
-    _legend(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -144,44 +132,45 @@ def pareto_figure(findings: Findings) -> Figure:
 
     panel.plot(*points(findings.searched), ".", color=PALE, ms=4, alpha=0.5, label="candidates")
     front = points(findings.front)
-    panel.plot(*front, "-o", color=COLOURS[0], ms=4, lw=1.5, label="predicted Pareto front")
+    panel.plot(*front, "-o", color=PALETTE[0], ms=4, lw=1.5, label="predicted Pareto front")
     shown = list(zip(*front, strict=True))
     for curve, marker in zip(study.curves, cycle(MARKERS), strict=False):
         if not {"upstream", "downstream"} <= curve.losses.keys():
             continue
         x, y = curve.losses["downstream"][1][-1], curve.losses["upstream"][1][-1]
-        panel.plot(x, y, marker, color=COLOURS[1], ms=7, mec="white", label=f"run {curve.name}")
+        panel.plot(x, y, marker, color=PALETTE[1], ms=7, mec="white", label=f"run {curve.name}")
         shown.append((float(x), float(y)))
     advice = findings.recommendation
-    if advice and advice.chosen and not findings.judgement.faults:
+    if advice and advice.chosen:
         chosen = advice.chosen
         up, down = chosen.sides["upstream"], chosen.sides["downstream"]
         errors = [[[b.loss[-1] - b.low[-1]], [b.high[-1] - b.loss[-1]]] for b in (down, up)]
         panel.errorbar(
             down.loss[-1], up.loss[-1], xerr=errors[0], yerr=errors[1],
-            fmt="*", ms=13, color=COLOURS[2], capsize=3, label=f"recommended, 90 %:\n{chosen.candidate.label}",
+            fmt="*", ms=13, color=PALETTE[2], capsize=3, label=f"recommended, 90 %:\n{chosen.candidate.label}",
         )  # fmt: skip
-    if findings.start is not None:
-        panel.axhline(findings.start, color="black", lw=0.8, ls=":", label="upstream loss before")
+    if findings.start:
+        panel.axhline(findings.start["upstream"], color="black", lw=0.8, ls=":", label="upstream loss before")
     # Bad candidates lie far off, and would press what matters into a corner.
     for limit, values in zip((panel.set_xlim, panel.set_ylim), zip(*shown, strict=True), strict=True):
         margin = 0.25 * max(max(values) - min(values), 0.02)
         limit(min(values) - margin, max(values) + margin)
     panel.set_xlabel("final downstream loss (nats a token)")
     panel.set_ylabel("final upstream loss (nats a token)")
-    panel.set_title("what is learnt against what is kept: lower left is better")
-    panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    panel.set_title("lower left is better")
+    panel.legend(
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+    )
     return figure
 
 
 def draw(findings: Findings, folder: Path) -> list[str]:
-    """Draw what the findings hold into `folder`, as PNG and SVG; return the names of the PNG files."""
-    figures = {"forecast-fit": fit_figure(findings.study)}
-    if findings.predicted:
-        figures["forecast-curves"] = curves_figure(findings)
-    if findings.searched:
-        figures["forecast-pareto"] = pareto_figure(findings)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        figure.savefig(folder / f"{name}.svg")
-    return [f"{name}.png" for name in figures]
+    """Draw what the findings hold into `folder`, each figure as PNG and as SVG; return the names of all files."""
+    with rc_context(STYLE):
+        figures = {"forecast-fit": fit_figure(findings.study)}
+        if findings.predicted:
+            figures["forecast-curves"] = curves_figure(findings)
+        if findings.searched:
+            figures["forecast-pareto"] = pareto_figure(findings)
+        return [path.name for name, figure in figures.items() for path in save(figure, folder / name)]

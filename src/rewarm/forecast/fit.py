@@ -1,4 +1,4 @@
-"""Fitting a law: Huber loss on log loss, from many starts, and again and again for the intervals."""
+"""Fitting a law: Huber loss on log loss, from many starts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
+from rewarm.forecast.bands import PRIOR_COEFFICIENT, PRIOR_SHAPE, Openness
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import Features, Units, features, stack
 from rewarm.forecast.history import Array, Steps
 from rewarm.forecast.laws import Form, Law, Term, bounds
+from rewarm.points import spread_out
 
 HUBER = 1e-3
 """Log-loss error from which on it counts linearly, as in the papers."""
-SCREENED = 160
-"""Random shapes that are tried with their best coefficients."""
-POLISHED = 6
-"""The best of them that are followed for a while."""
-WHILE = 25
-"""Evaluations for which they are; the best one then is followed to its end."""
-TO_THE_END = 250
-"""Most evaluations of that."""
-POINTS = 120
-"""Most points of one curve that a fit looks at."""
+N_SCREENED = 160
+"""How many random choices of the shapes are tried, each with the coefficients that fit best."""
+N_POLISHED = 6
+"""How many of the best of these are improved by the optimizer for a short while."""
+POLISH_EVALUATIONS = 25
+"""How often the optimizer may evaluate the law for each of them."""
+FINAL_EVALUATIONS = 250
+"""How often it may evaluate the law when it improves the best of them until it converges."""
+MAX_POINTS = 120
+"""The most points of one curve that a fit looks at."""
 TETHER = 0.02
 """Pull of each shape's log to the middle of its bounds, and of each coefficient to 0 as a share of the loss.
 
@@ -46,17 +48,12 @@ class Points:
     """(n,) mean 1: a curve weighs the same however densely it was evaluated, and so does a stretch of it."""
 
 
-def thin(count: int, most: int) -> Steps:
-    """Return at most `most` of the indices of `count` things, evenly spread, both ends among them."""
-    return np.unique(np.round(np.linspace(0, count - 1, most)).astype(np.int64))
-
-
 def points_of(curves: Sequence[Curve], side: str, units: Units) -> Points:
     """Return the points of all curves on one validation set."""
     parts, losses, owners, weights = [], [], [], []
     for i, curve in enumerate(curves):
         steps, loss = curve.losses[side]
-        picked = thin(len(steps), POINTS)
+        picked = spread_out(len(steps), MAX_POINTS)
         steps, loss = steps[picked], loss[picked]
         parts.append(features(curve.trajectory, steps, units))
         losses.append(loss)
@@ -89,6 +86,8 @@ class Fit:
     cost: float
     condition: float
     """Condition number of the fit's Jacobian, its columns scaled to length 1."""
+    openness: Openness
+    """What the points leave open."""
 
     @property
     def coefficients(self) -> tuple[str, ...]:
@@ -110,6 +109,11 @@ class Fit:
         """Return the loss at all of `points`, in nats a token."""
         return self.form.bind(points, self.units).loss(self.values)[0]
 
+    def predict_moves(self, points: Features) -> tuple[Array, Array]:
+        """Return the loss at all of `points`, and how its log moves along each direction that is open, (n, p)."""
+        loss, slopes = self.form.bind(points, self.units).loss(self.values)
+        return loss, self.openness.moves((slopes / np.maximum(loss, FLOOR)).T)
+
 
 def _values(coefficients: Sequence[str], shapes: Sequence[str], theta: Array) -> dict[str, float]:
     count = len(coefficients)
@@ -120,9 +124,9 @@ def _values(coefficients: Sequence[str], shapes: Sequence[str], theta: Array) ->
 class _Problem:
     """The residuals of a law at some points, as scipy wants them: over `HUBER`, the tethers behind them."""
 
-    def __init__(self, law: Law, points: Points, units: Units, weight: Array) -> None:
+    def __init__(self, law: Law, points: Points, units: Units) -> None:
         self.law, self.points = law, points
-        self.root_weight = np.sqrt(weight) / HUBER
+        self.root_weight = np.sqrt(points.weight) / HUBER
         self.log_loss = np.log(points.loss)
         self.log_bounds = np.log([bounds(shape, units) for shape in law.shapes]).reshape(-1, 2)
         loose = [0.0 if name == "L0" else 1 / float(points.loss.mean()) for name in law.coefficients]
@@ -140,6 +144,16 @@ class _Problem:
 
     def _values(self, theta: Array) -> dict[str, float]:
         return _values(self.law.coefficients, self.law.shapes, theta)
+
+    def openness(self, theta: Array) -> Openness:
+        """Return what the points leave open; each curve counts as one look, however many points it has."""
+        loss, slopes = self.law.loss(self._values(theta))
+        slopes = slopes / np.maximum(loss, FLOOR)
+        weight = self.points.weight
+        share = weight / np.bincount(self.points.curve, weight)[self.points.curve]
+        ranges = PRIOR_SHAPE * np.ptp(self.log_bounds, axis=1)
+        prior = np.concatenate([np.full(len(self.law.terms), PRIOR_COEFFICIENT), ranges])
+        return Openness.of((slopes * share) @ slopes.T, prior)
 
     def residuals(self, theta: Array) -> Array:
         loss, _ = self.law.loss(self._values(theta))
@@ -190,58 +204,19 @@ class _Problem:
         return found.x, float(found.cost), np.asarray(found.jac)
 
 
-def fit(
-    form: Form,
-    points: Points,
-    units: Units,
-    rng: np.random.Generator,
-    *,
-    weight: Array | None = None,
-    start: Array | None = None,
-) -> Fit:
+def fit(form: Form, points: Points, units: Units, rng: np.random.Generator) -> Fit:
     """Return the fit of a law to measured points.
 
     Minimises Huber's loss of the weighted log-loss errors. Random shapes are tried first, each with its best
-    coefficients, in which the law is linear; the full fit starts from the best of them, or from `start` alone.
+    coefficients, in which the law is linear; the full fit starts from the best of them.
     """
     law = form.bind(points.features, units)
-    problem = _Problem(law, points, units, points.weight if weight is None else weight)
-    if start is None:
-        low, high = problem.log_bounds.T
-        tried = [problem.start(rng.uniform(low, high)) for _ in range(SCREENED)]
-        followed = [problem.polish(s, WHILE) for s in sorted(tried, key=problem.cost)[:POLISHED]]
-        start = min(followed, key=lambda found: found[1])[0]
-    theta, cost, jacobian = problem.polish(start, TO_THE_END)
+    problem = _Problem(law, points, units)
+    low, high = problem.log_bounds.T
+    tried = [problem.start(rng.uniform(low, high)) for _ in range(N_SCREENED)]
+    followed = [problem.polish(s, POLISH_EVALUATIONS) for s in sorted(tried, key=problem.cost)[:N_POLISHED]]
+    start = min(followed, key=lambda found: found[1])[0]
+    theta, cost, jacobian = problem.polish(start, FINAL_EVALUATIONS)
     lengths = np.linalg.norm(jacobian, axis=0)
     condition = float(np.linalg.cond(jacobian / np.where(lengths > 0, lengths, 1.0)))
-    return Fit(form, units, law.terms, theta, cost, condition)
-
-
-def resample(arms: Sequence[str], rng: np.random.Generator) -> Array:
-    """Return a random weight for each run, mean 1: a Bayesian bootstrap (Rubin 1981) over arms, then over seeds.
-
-    Weights from a flat Dirichlet never leave a run out altogether, so that a handful of runs can be resampled.
-    """
-    names = sorted(set(arms))
-    of_arm = dict(zip(names, rng.dirichlet(np.ones(len(names))) * len(names), strict=True))
-    weights: Array = np.empty(len(arms))
-    for name in names:
-        members = [i for i, arm in enumerate(arms) if arm == name]
-        weights[members] = of_arm[name] * rng.dirichlet(np.ones(len(members))) * len(members)
-    weights *= len(arms) / weights.sum()
-    return weights
-
-
-def bootstrap(best: Fit, points: Points, arms: Sequence[str], rng: np.random.Generator, count: int) -> list[Fit]:
-    """Return `count` fits to resampled runs, each from the parameters of the best fit."""
-    return [
-        fit(
-            best.form,
-            points,
-            best.units,
-            rng,
-            weight=points.weight * np.maximum(resample(arms, rng), 1e-6)[points.curve],
-            start=best.theta,
-        )
-        for _ in range(count)
-    ]
+    return Fit(form, units, law.terms, theta, cost, condition, problem.openness(theta))

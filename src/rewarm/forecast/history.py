@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from rewarm.checks import from_hydra
-from rewarm.config import Config, schema
-from rewarm.errors import DataError, RewarmError, UserError, first_line
-from rewarm.plan import make_plan
-from rewarm.rundir import RunFolder
+from rewarm.config.schema import Config
+from rewarm.errors import RewarmError
+from rewarm.model.init import UPSTREAM
+from rewarm.runs import checkpoint
+from rewarm.runs.run import Run, is_run, open_run
 from rewarm.schedules import ScheduleSpec, lr_curve
 
 Array = NDArray[np.float64]
@@ -33,8 +29,6 @@ class Published:
 
 
 PYTHIA = Published(steps=143_000, tokens_per_step=1024 * 2048)
-BUILTIN = Published(steps=4_000, tokens_per_step=32 * 128)
-"""16.4M tokens, the batch of `scale=local`."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +43,6 @@ class Pretraining:
         return float(self.stretches[-1][0][-1]) if self.stretches else None
 
 
-@cache
-def _defaults() -> dict[str, Any]:
-    from rewarm.compose import compose_config
-
-    return asdict(compose_config())
-
-
-def read_config(folder: RunFolder) -> Config:
-    """Return the config of a run. Raises `DataError` where this version cannot read it.
-
-    Keys that came after the run, in a version of its own, have their default.
-    """
-    given = folder.read_config()
-    values = {
-        key: {**default, **given.get(key, {})} if isinstance(default, dict) else given.get(key, default)
-        for key, default in _defaults().items()
-    }
-    try:
-        return from_hydra(DictConfig(OmegaConf.merge(schema(), OmegaConf.create(given | values))))
-    except (OmegaConfBaseException, UserError) as error:
-        raise DataError(f"{folder.path / 'config.yaml'}: cannot be read ({first_line(error)})") from error
-
-
 def _published(config: Config, known: Published, step: int | None) -> Pretraining:
     spec = ScheduleSpec(
         name="cosine",
@@ -84,38 +55,44 @@ def _published(config: Config, known: Published, step: int | None) -> Pretrainin
     return Pretraining(((lr_curve(spec, updates), float(known.tokens_per_step)),) if len(updates) else ())
 
 
-def _of_run(run: Path, step: int | None) -> Pretraining | None:
+def _of_run(path: Path, step: int | None, seen: frozenset[Path]) -> Pretraining | None:
     """Return what a checkpoint of another run has behind it: that run's own history, and its updates."""
     try:
-        config = read_config(RunFolder(run))
-        plan = make_plan(config)
+        run = open_run(path)
     except RewarmError:
         return None
-    before = pretraining_of(config, run)
+    before = pretraining_of(run, seen)
     if before is None:
         return None
-    updates = np.arange(1, (plan.steps if step is None else step) + 1)
-    return Pretraining((*before.stretches, (lr_curve(plan.schedule, updates), float(plan.tokens_per_step))))
+    updates = np.arange(1, (run.plan.steps if step is None else step) + 1)
+    stretch = (lr_curve(run.plan.schedule, updates), float(run.plan.tokens_per_step))
+    return Pretraining((*before.stretches, stretch))
 
 
-def pretraining_of(config: Config, run: Path) -> Pretraining | None:
-    """Return the history behind `config.init` of the run in folder `run`, or None where it is not known.
+def pretraining_of(run: Run, seen: frozenset[Path] = frozenset()) -> Pretraining | None:
+    """Return the history behind `init` of a run, or None where it is not known.
 
-    Known are scratch, the built-in checkpoints, Pythia's revisions, and checkpoints of runs still on disk.
+    Known are scratch, the built-in checkpoints, Pythia's revisions, and checkpoints of runs still on disk. What
+    `init` meant when the run was begun is in its manifest. `seen` are the runs that led here.
     """
+    config, begun = run.config, run.manifest.init
     base, _, revision = config.init.partition("@")
-    number = re.fullmatch(r"(?:step-?)?(\d+)", revision)
+    folder = Path(begun.folder) if begun and begun.folder else None
+    named = revision if folder is None or re.fullmatch(r"[0-9a-f]{40}", folder.name) else folder.name
+    number = re.fullmatch(r"(?:step-?)?(\d+)", named)
     step = int(number[1]) if number else None
     if base == "scratch":
         return Pretraining()
+    seen |= {run.path.resolve()}
+    if folder is None and revision.startswith("loss"):
+        return None  # which checkpoint that was, nobody wrote down
     if base == "builtin":
-        return _published(config, BUILTIN, step)
+        return _of_run(UPSTREAM, step, seen)
     if re.fullmatch(r"EleutherAI/pythia-[0-9.]+[mb](-deduped)?", base):
         return _published(config, PYTHIA, step) if number or revision in ("", "main") else None
-    for folder in (Path(base).expanduser(), run.parent / base):
-        inside = re.fullmatch(r"step-(\d+)", folder.name)
-        if inside and folder.parent.name == "checkpoints":
-            return _of_run(folder.parents[1], int(inside[1])) if RunFolder(folder.parents[1]).exists() else None
-        if RunFolder(folder).exists() and folder.resolve() != run.resolve():
-            return _of_run(folder, step)
+    # Where it was, or, where folders were moved, where `init` leads to by now.
+    for place in (*([folder] if folder else []), Path(base).expanduser(), run.path.parent / base):
+        other = checkpoint.run_of(place) or place
+        if is_run(other) and other.resolve() not in seen:
+            return _of_run(other, checkpoint.step_of(place) if other != place else step, seen)
     return None

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarm.errors import UserError, nearest
+from rewarm.forecast.bands import Miss
 from rewarm.forecast.coverage import Seen
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.features import Units, features
-from rewarm.forecast.fit import Fit, fit, points_of
+from rewarm.forecast.fit import FLOOR, Fit, fit, points_of
 from rewarm.forecast.history import Array, Steps
 from rewarm.forecast.laws import form_of
 
@@ -27,10 +28,14 @@ class Errors:
     measured: Array
     predicted: Array
     warmup_steps: int
+    miss: Miss
+    """The errors after the warm-up beside what the fit left open."""
     beyond: tuple[str, ...] = ()
     """In what the run lies outside those that were fitted."""
     naive: float | None = None
     """Error of the final loss if it were that of the fitted run with the nearest max LR, at the same tokens."""
+    withheld: str | None = None
+    """Why no number would be given for the run, were it asked for."""
 
     @property
     def relative(self) -> Array:
@@ -60,8 +65,11 @@ class Errors:
 def errors_of(fitted: Fit, curve: Curve, side: str) -> Errors:
     """Return the errors of a fit on one run."""
     steps, measured = curve.losses[side]
-    predicted = fitted.predict(features(curve.trajectory, steps, fitted.units))
-    return Errors(curve.name, side, steps, measured, predicted, curve.trajectory.warmup_steps)
+    predicted, moves = fitted.predict_moves(features(curve.trajectory, steps, fitted.units))
+    after = (steps > curve.trajectory.warmup_steps) | (steps == steps[-1])
+    log_errors = np.log(np.maximum(predicted, FLOOR) / measured)
+    miss = Miss(log_errors[after], moves[after], fitted.openness)
+    return Errors(curve.name, side, steps, measured, predicted, curve.trajectory.warmup_steps, miss)
 
 
 def inside(errors: Sequence[Errors]) -> list[Errors]:
@@ -138,7 +146,13 @@ def hold_out(
             best = fit(form, points, units, np.random.default_rng(seed))
             seen = Seen.of(rest)
             for curve in held:
-                t = curve.trajectory
-                beyond = seen.beyond(float(t.lr.max()), curve.last_step * t.tokens_per_step, t.replay)
-                found.append(replace(errors_of(best, curve, side), beyond=beyond, naive=naive(curve, rest, side)))
+                asked = (curve.trajectory, curve.last_step)
+                found.append(
+                    replace(
+                        errors_of(best, curve, side),
+                        beyond=seen.beyond(*asked),
+                        withheld=seen.withheld(*asked),
+                        naive=naive(curve, rest, side),
+                    )
+                )
     return found

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rewarm.forecast.fitted import SideFit, Study
 from rewarm.forecast.holdout import inside, r2
 from rewarm.forecast.laws import bounds
-from rewarm.forecast.study import SideFit, Study
 
 POOR_FINAL = 0.02
 """Mean absolute error of held-out final losses, as a share, from which on nothing is recommended."""
@@ -38,7 +38,7 @@ def unidentified(side: SideFit, tokens_per_step: float) -> list[str]:
     Their interval is wide or holds both signs, they are stuck to a bound, or their term is as good as absent.
     """
     found = []
-    intervals = side.intervals(tokens_per_step) if side.replicates else {}
+    intervals = side.intervals(tokens_per_step)
     for name, (_, low, high) in intervals.items():
         if name == "lambda":
             continue  # memory, written another way
@@ -53,7 +53,7 @@ def unidentified(side: SideFit, tokens_per_step: float) -> list[str]:
     for term in side.fit.terms:
         if abs(values[term.coefficient]) < NEGLIGIBLE:
             found += [term.coefficient, *term.shapes]
-    return [name for name in intervals or values if name in found]
+    return [name for name in intervals if name in found]
 
 
 def _held_out_faults(name: str, side: SideFit) -> list[str]:
@@ -104,9 +104,6 @@ def judge(study: Study) -> Judgement:
     faults, cautions = [], []
     for name, side in study.sides.items():
         faults += _fit_faults(name, side)
-        loose = unidentified(side, study.tokens_per_step)
-        if loose:
-            cautions.append(f"{name}: the runs do not identify {', '.join(loose)}; read nothing into these values")
         if side.held_out:
             faults += _held_out_faults(name, side)
             cautions += _held_out_cautions(name, side)

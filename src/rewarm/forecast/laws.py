@@ -3,9 +3,6 @@
     cpt              L0 + A (S_pt + S)^-alpha - C1 D_pt - C D + B v(r) (1 - (1 + E S)^-beta)
                      Wang et al. 2025 (arXiv 2505.07796): B > 0 where the loss is of data that is forgotten,
                      B < 0 where it is of data that is learned
-    cpt_paced        cpt, with a memory that counts an update as (eta / highest eta)^pace of one: our own, for
-                     models that feel a rise of the LR sooner than its fall; pace 0 is cpt, pace 1 makes memory an
-                     area like S
     single           L0 + A (S_pt + S)^-alpha - C D                     Tissue et al. 2024 (arXiv 2408.11029)
     multipower       L0 + A (S_pt + S)^-alpha - C sum_k (eta_(k-1) - eta_k) (1 - (1 + G eta_k^-gamma S_k)^-delta)
                                                                         Luo et al. 2025 (arXiv 2503.12811)
@@ -18,46 +15,57 @@ the LR, S_k the area since change k, r the share of replay. v(r) is 1 without re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from rewarm.forecast.features import Features, Remembered, Units
 from rewarm.forecast.history import Array
 
-LAWS = ("cpt", "cpt_paced", "single", "multipower", "cpt_multipower")
+
+@dataclass(frozen=True)
+class LawShape:
+    """Which terms a law has beside `L0 + A (S_pt + S)^-alpha`, which all have."""
+
+    shift: bool
+    """Whether the data may differ from those of pre-training. A law without it speaks of one data set alone."""
+    drop: Literal["memory", "multipower"]
+    """How a falling LR lowers the loss: by the remembered drop D, or by the sum of the multi-power law."""
+
+
+LAWS = {
+    "cpt": LawShape(shift=True, drop="memory"),
+    "single": LawShape(shift=False, drop="memory"),
+    "multipower": LawShape(shift=False, drop="multipower"),
+    "cpt_multipower": LawShape(shift=True, drop="multipower"),
+}
+"""The one table of laws: whoever asks what a law has asks it, and never its name."""
 REPLAY_TERMS = ("power", "hyperbolic")
 
 Values = Mapping[str, float]
 Derivatives = dict[str, Array]
 TINY_AREA = 1e-9
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A parameter inside a term, positive, fitted by its log."""
-
-    low: float
-    high: float
-
-
-SHAPES = {
-    "alpha": Shape(0.05, 2.0),
-    "S_pt": Shape(1e-3, 1e3),
-    "E": Shape(1e-1, 1e5),
-    "beta": Shape(0.02, 3.0),
-    "pace": Shape(0.05, 2.0),
-    "G": Shape(1e-2, 1e4),
-    "gamma": Shape(1e-2, 2.0),
-    "delta": Shape(0.02, 3.0),
-    "rho": Shape(1e-4, 1e3),
+SHAPE_BOUNDS = {
+    "alpha": (0.05, 2.0),
+    "S_pt": (1e-3, 1e3),
+    "E": (1e-1, 1e5),
+    "beta": (0.02, 3.0),
+    "G": (1e-2, 1e4),
+    "gamma": (1e-2, 2.0),
+    "delta": (0.02, 3.0),
+    "rho": (1e-4, 1e3),
 }
-"""Bounds in the units of `features`; those of `memory` are what the features tabulate."""
+"""Lowest and highest value of each shape, in the units of `features`. Those of `memory` are what is tabulated."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """`coefficient * f(points; shapes)`. Coefficients are at least 0 unless `signed`."""
+    """`coefficient * f(points; shapes)`. Coefficients are at least 0 unless `signed`.
+
+    A shape is a parameter on which the loss does not depend linearly. Shapes are positive and fitted by their logs.
+    """
 
     coefficient: str
     shapes: tuple[str, ...]
@@ -121,17 +129,14 @@ def _forward(f: Features, *, history_known: bool) -> Term:
     return Term("A", ("alpha",) if history_known else ("alpha", "S_pt"), evaluate)
 
 
-def _drop(coefficient: str, drops: Array, units: Units, memory: float | None, *, paced: bool = False) -> Term:
+def _remembered_drop(coefficient: str, drops: Array, units: Units, memory: float | None) -> Term:
     table = Remembered(units, drops)
-    shapes = (("memory",) if memory is None else ()) + (("pace",) if paced else ())
 
     def evaluate(v: Values) -> tuple[Array, Derivatives]:
-        pace = v["pace"] if paced else 0.0
-        drop, by_memory, by_pace = table(np.log(v["memory"] if memory is None else memory), pace)
-        slopes = {"memory": -by_memory, "pace": -by_pace * pace}
-        return -drop, {shape: slopes[shape] for shape in shapes}
+        drop, by_memory = table(np.log(v["memory"] if memory is None else memory))
+        return -drop, {"memory": -by_memory} if memory is None else {}
 
-    return Term(coefficient, shapes, evaluate)
+    return Term(coefficient, ("memory",) if memory is None else (), evaluate)
 
 
 def _multipower_drop(f: Features) -> Term:
@@ -198,16 +203,17 @@ class Form:
 
     def bind(self, f: Features, units: Units) -> Law:
         """Return the law at the points of `f`."""
+        shape = LAWS[self.law]
         terms = [_floor(f), _forward(f, history_known=self.history_known)]
-        terms.append(_multipower_drop(f) if self.law.endswith("multipower") else self._drop("C", f.drop, units))
-        if self.law == "cpt" and self.histories_differ:
-            terms.append(self._drop("C1", f.drop_before[None], replace(units, paces=(0.0,))))
-        if self.law.startswith("cpt"):
+        if shape.drop == "multipower":
+            terms.append(_multipower_drop(f))
+        else:
+            terms.append(_remembered_drop("C", f.drop, units, self.memory))
+            if shape.shift and self.histories_differ:
+                terms.append(_remembered_drop("C1", f.drop_before, units, self.memory))
+        if shape.shift:
             terms.append(_shift(f, self.replay_term))
         return Law(self.law, tuple(terms))
-
-    def _drop(self, coefficient: str, drops: Array, units: Units) -> Term:
-        return _drop(coefficient, drops, units, self.memory, paced=self.law == "cpt_paced")
 
 
 def form_of(law: str, f: Features, replay_term: str | None, memory: float | None = None) -> Form:
@@ -215,14 +221,14 @@ def form_of(law: str, f: Features, replay_term: str | None, memory: float | None
     known = bool(np.isfinite(f.area_before).all())
     differ = known and float(np.ptp(f.area_before)) > 1e-6 * float(f.area_before.max())
     replays = replay_term if np.ptp(f.replay) > 0 else None
-    return Form(law, known, differ, replays if law.startswith("cpt") else None, memory)
+    return Form(law, known, differ, replays if LAWS[law].shift else None, memory)
 
 
 def bounds(shape: str, units: Units) -> tuple[float, float]:
     """Return the lowest and the highest value of a shape."""
     if shape == "memory":
         return float(units.memories[0]), float(units.memories[-1])
-    return SHAPES[shape].low, SHAPES[shape].high
+    return SHAPE_BOUNDS[shape]
 
 
 def paper_units(values: Values, units: Units, tokens_per_step: float) -> dict[str, float]:

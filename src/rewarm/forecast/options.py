@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from rewarm.checks import parse_tokens
-from rewarm.config import ScheduleConfig
+from rewarm.config.schema import ScheduleConfig
+from rewarm.config.values import parse_tokens
 from rewarm.errors import UserError, choice, nearest
 from rewarm.forecast.laws import LAWS, REPLAY_TERMS
 from rewarm.schedules import SCHEDULES
 
 ALIASES = {"infinite": "infinite_cosine"}
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What is said about CSV files that their columns do not hold, on the command line or above the columns."""
+
+    tokens_per_step: float | None = None
+    """Tokens of an update."""
+    start_lr: float | None = None
+    """LR at which pre-training ended."""
+    warmup_steps: int | None = None
+    """Updates over which the LR rose from 0 in a straight line."""
+    total_steps: int | None = None
+    """Updates over which the schedule was laid out."""
+    lr_curve: Path | None = None
+    """CSV file with columns `step` and `lr` that tells the LR of all updates, such as `rewarm schedule` writes."""
+    schedule: tuple[str, ...] = ()
+    """The schedule as overrides of training, above the columns alone: `schedule=cosine`, `max_lr=3e-4`."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +57,9 @@ class Options:
     warmup: tuple[float, ...] = ()
     """Warm-ups to predict, as shares of the horizon."""
     budget: tuple[int, ...] = ()
-    """Tokens to predict."""
-    horizon: tuple[int, ...] = ()
-    """Tokens over which schedules are laid out; the budget where not given."""
+    """Tokens over which schedules are laid out."""
+    stop: tuple[int, ...] = ()
+    """Tokens after which a training ends on the same curve; at the end of the budget where not given."""
     replay: tuple[float, ...] = ()
     """Shares of replay to predict."""
     shape: dict[str, str] = field(default_factory=dict)
@@ -51,14 +69,12 @@ class Options:
     forgetting_is_share: bool = False
     weights: tuple[float, float] | None = None
     """Weights of upstream and downstream loss in what a recommendation minimises."""
-    tokens_per_step: float | None = None
-    """Tokens of a step, for CSV files that do not tell."""
-    start_lr: float | None = None
-    """LR at which pre-training ended, for CSV files."""
-    bootstrap: int = 100
-    """Refits for the intervals."""
+    logged: Logged = field(default_factory=Logged)
+    """What CSV files do not tell."""
     seed: int = 0
-    """Seed of starts and refits."""
+    """Seed of the fits' starts."""
+    verbose: bool = False
+    """Whether the fitted parameters are shown too."""
     output: Path | None = None
     """Folder for tables and figures; the runs' own `report` folder where not given."""
 
@@ -70,7 +86,7 @@ class Options:
     @property
     def predicts(self) -> bool:
         """Return whether curves of given schedules are asked for."""
-        lists = (self.schedule, self.max_lr, self.min_lr_ratio, self.warmup, self.budget, self.horizon, self.replay)
+        lists = (self.schedule, self.max_lr, self.min_lr_ratio, self.warmup, self.budget, self.stop, self.replay)
         return any(lists)
 
 
@@ -138,22 +154,45 @@ PARSERS: dict[str, Callable[[str, str], object]] = {
     "min_lr_ratio": _list(_share),
     "warmup": _list(_share),
     "budget": _list(parse_tokens),
-    "horizon": _list(parse_tokens),
+    "stop": _list(parse_tokens),
     "replay": _list(lambda k, t: _number(k, t, low=0, high=0.999)),
     "max_forgetting": _forgetting,
     "weights": _weights,
-    "tokens_per_step": lambda k, t: float(parse_tokens(k, t)),
-    "start_lr": lambda k, t: _number(k, t, low=0, high=1),
-    "bootstrap": lambda k, t: _whole(k, t, 0),
     "seed": lambda k, t: _whole(k, t, 0),
+    "verbose": lambda k, t: _one_of(k, t, ("true", "false")) == "true",
     "output": lambda _, t: Path(t).expanduser(),
 }
+LOGGED: dict[str, Callable[[str, str], object]] = {
+    "tokens_per_step": lambda k, t: float(parse_tokens(k, t)),
+    "start_lr": lambda k, t: _number(k, t, low=0, high=1),
+    "warmup_steps": lambda k, t: _whole(k, t, 0),
+    "total_steps": lambda k, t: _whole(k, t, 1),
+    "lr_curve": lambda _, t: Path(t).expanduser(),
+}
 SHAPE_KEYS = {f"schedule.{f.name}" for f in fields(ScheduleConfig) if f.name != "name"}
+
+
+def logged_above(path: Path, lines: Sequence[str], common: Logged) -> Logged:
+    """Return what the lines above a file's columns, `# key=value key=value`, say over what is said of all files.
+
+    Lines with any other word are remarks. Raises `UserError` for a value that cannot be.
+    """
+    words = [line.lstrip("# ").split() for line in lines]
+    said = dict(word.split("=", 1) for line in words if all("=" in word for word in line) for word in line)
+    try:
+        known = {key: LOGGED[key](key, text) for key, text in said.items() if key in LOGGED}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if "lr_curve" in known:
+        known["lr_curve"] = path.parent / said["lr_curve"]
+    schedule = tuple(f"{key}={text}" for key, text in said.items() if key not in LOGGED)
+    return replace(common, **known, schedule=schedule)  # type: ignore[arg-type]
 
 
 def parse(arguments: Sequence[str]) -> Options:
     """Return the options of a command line. Raises `UserError` for the first mistake in it."""
     paths, given = [], {}
+    logged: dict[str, object] = {}
     shape: dict[str, str] = {}
     for argument in arguments:
         path = Path(argument).expanduser()
@@ -166,13 +205,21 @@ def parse(arguments: Sequence[str]) -> Options:
             paths.append(path)
         elif key in SHAPE_KEYS:
             shape[key.removeprefix("schedule.")] = text
-        elif key not in PARSERS:
-            raise UserError(f"{key}: unknown key{nearest(key, [*PARSERS, *SHAPE_KEYS])}")
+        elif key not in PARSERS | LOGGED:
+            raise UserError(f"{key}: unknown key{nearest(key, [*PARSERS, *LOGGED, *SHAPE_KEYS])}")
         elif not text:
             raise UserError(f"{argument}: needs a value")
+        elif key in LOGGED:
+            logged[key] = LOGGED[key](key, text)
         else:
             given[key] = PARSERS[key](key, text)
     if not paths:
         raise UserError("forecast: give the runs to fit: run folders, a folder of runs, or CSV files")
     share = any(a.startswith("max_forgetting=") and a.endswith("%") for a in arguments)
-    return Options(paths=tuple(paths), shape=shape, forgetting_is_share=share, **given)  # type: ignore[arg-type]
+    return Options(
+        paths=tuple(paths),
+        shape=shape,
+        forgetting_is_share=share,
+        logged=Logged(**logged),  # type: ignore[arg-type]
+        **given,  # type: ignore[arg-type]
+    )

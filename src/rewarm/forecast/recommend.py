@@ -1,16 +1,21 @@
-"""From predicted outcomes to a choice: the Pareto front, and the best training within what may be forgotten."""
+"""From predicted and measured outcomes to a choice: the Pareto front, and the best training within a limit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from rewarm.errors import UserError
 from rewarm.forecast.candidates import Candidate
+from rewarm.forecast.coverage import of_usual_start
+from rewarm.forecast.curves import Curve
+from rewarm.forecast.fitted import Band, Study
 from rewarm.forecast.options import Options
-from rewarm.forecast.study import Band, Study
+from rewarm.points import pareto_front
 
 
 @dataclass(frozen=True)
@@ -24,22 +29,79 @@ class Outcome:
         """Return the predicted final loss, in nats a token."""
         return float(self.sides[side].loss[-1])
 
+    @property
+    def finals(self) -> dict[str, float]:
+        """Return the predicted final losses, in nats a token."""
+        return {side: self.final(side) for side in self.sides}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training that was run to its end, with its seeds."""
+
+    curves: tuple[Curve, ...]
+
+    @property
+    def finals(self) -> dict[str, float]:
+        """Return the measured final losses, means over the seeds, in nats a token."""
+        sides = set.intersection(*(set(curve.losses) for curve in self.curves))
+        return {side: float(np.mean([curve.losses[side][1][-1] for curve in self.curves])) for side in sides}
+
+    @property
+    def label(self) -> str:
+        """Return the name of its first run, and how many there are."""
+        return self.curves[0].name + (f" ({len(self.curves)} seeds)" if len(self.curves) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a recommendation makes as small as it can, and what it keeps to."""
+
+    upstream: float
+    """Weight of the upstream loss."""
+    downstream: float
+    limit: float
+    """Most that the upstream loss may rise, in nats; infinite where anything may be lost."""
+
+    @classmethod
+    def of(cls, options: Options, start: float) -> Goal:
+        """Return what the options ask for; `start` is the upstream loss before any update."""
+        limit = np.inf if options.max_forgetting is None else options.max_forgetting
+        return cls(*(options.weights or (0.0, 1.0)), limit * (start if options.forgetting_is_share else 1.0))
+
+    def value(self, losses: Mapping[str, float]) -> float:
+        """Return the weighted sum of both losses, in nats."""
+        return self.upstream * losses["upstream"] + self.downstream * losses["downstream"]
+
+    def __str__(self) -> str:
+        parts = [(self.upstream, "upstream"), (self.downstream, "downstream")]
+        used = [(weight, side) for weight, side in parts if weight]
+        total = " + ".join(side if len(used) == 1 else f"{weight:g} {side}" for weight, side in used)
+        keeps = f" that loses at most {self.limit:.4g} nats upstream" if math.isfinite(self.limit) else ""
+        return f"least {total} loss{keeps}"
+
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What was chosen, and why. `chosen` is None where nothing qualifies."""
+    """What was chosen, and why."""
 
-    goal: str
-    chosen: Outcome | None
+    take: Literal["predicted", "measured", "nothing"]
+    goal: Goal
+    arm: Arm | None
+    """The best measured arm within the limit, advised or not; None where no arm keeps to it."""
     reason: str
-    equals: int
-    """Candidates whose goal lies within the typical error of the best one's."""
-    cheapest_equal: Outcome | None
-    """The one of those with the smallest budget, where it is smaller than the chosen one's."""
+    chosen: Outcome | None = None
+    """The predicted training, where that is advised."""
+    error: float = 0.0
+    """Typical error of the forecast in what is minimised, in nats."""
+    equals: int = 0
+    """Candidates whose goal lies within that of the chosen one's."""
+    cheapest_equal: Outcome | None = None
+    """The one of those with the fewest tokens, where these are fewer than the chosen one's."""
 
 
 def outcomes(study: Study, found: Sequence[Candidate]) -> list[Outcome]:
-    """Return the predicted final losses of all candidates."""
+    """Return the predicted final losses of all candidates for which a number is given."""
     return [
         Outcome(
             candidate,
@@ -49,6 +111,7 @@ def outcomes(study: Study, found: Sequence[Candidate]) -> list[Outcome]:
             },
         )
         for candidate in found
+        if not candidate.withheld
     ]
 
 
@@ -62,59 +125,89 @@ def check_sides(study: Study) -> None:
         )
 
 
-def start_loss(study: Study) -> float:
-    """Return the upstream loss before any update: measured where it was, else predicted."""
-    starts = []
-    for curve in study.fitted:
-        steps, losses = curve.losses["upstream"]
-        if steps[0] == 0 and curve.trajectory.shifted:
-            starts.append(losses[0])
-    if starts:
-        return float(np.mean(starts))
-    first = study.fitted[0].trajectory
-    return float(study.sides["upstream"].predict(first, np.array([0])).loss[0])
+def start_losses(study: Study) -> dict[str, float]:
+    """Return the losses before any update: measured where they were, else predicted."""
+    runs, found = of_usual_start(study.fitted), {}
+    for side, fitted in study.sides.items():
+        starts = [curve.losses[side] for curve in runs if curve.trajectory.shifted]
+        measured = [float(losses[0]) for steps, losses in starts if steps[0] == 0]
+        predicted = fitted.predict(runs[0].trajectory, np.array([0])).loss[0]
+        found[side] = float(np.mean(measured)) if measured else float(predicted)
+    return found
+
+
+def predicted_finals(study: Study, arm: Arm) -> dict[str, float]:
+    """Return the final losses that the law gives an arm that was run, in nats a token."""
+    curve = arm.curves[0]
+    return {
+        side: float(fitted.predict(curve.trajectory, np.array([len(curve.trajectory.lr)])).loss[0])
+        for side, fitted in study.sides.items()
+    }
 
 
 def pareto(found: Sequence[Outcome]) -> list[Outcome]:
     """Return those that no other beats on both losses, by rising upstream loss."""
-    front: list[Outcome] = []
-    for outcome in sorted(found, key=lambda o: (o.final("upstream"), o.final("downstream"))):
-        if not front or outcome.final("downstream") < front[-1].final("downstream"):
-            front.append(outcome)
-    return front
+    return [found[i] for i in pareto_front([(o.final("upstream"), o.final("downstream")) for o in found])]
 
 
-def recommend(study: Study, found: Sequence[Outcome], options: Options) -> Recommendation:
-    """Return the best candidate inside what the runs have seen: least weighted loss within `max_forgetting`."""
-    start = start_loss(study)
-    limit = np.inf
-    if options.max_forgetting is not None:
-        limit = options.max_forgetting * (start if options.forgetting_is_share else 1.0)
-    up, down = options.weights or (0.0, 1.0)
-    goal = "least downstream loss" if options.weights is None else f"least {up:g} upstream + {down:g} downstream loss"
-    if np.isfinite(limit):
-        goal += f" that forgets at most {limit:.4g} nats"
+def _affordable(curve: Curve, options: Options) -> bool:
+    """Return whether a run kept to the tokens and the replay that were asked for, if any were."""
+    t, most = curve.trajectory, max(options.stop or options.budget, default=np.inf)
+    return t.tokens <= 1.01 * most and (not options.replay or any(np.isclose(t.replay, options.replay)))
+
+
+def arms_of(curves: Sequence[Curve]) -> list[Arm]:
+    """Return the arms that were run to their end on new data from the usual start, each with its seeds."""
+    found: dict[str, list[Curve]] = {}
+    for curve in of_usual_start(curves):
+        if curve.finished and curve.trajectory.shifted:
+            found.setdefault(curve.arm, []).append(curve)
+    return [Arm(tuple(members)) for members in found.values()]
+
+
+def recommend(study: Study, found: Sequence[Outcome], options: Options, faults: Sequence[str]) -> Recommendation:
+    """Return the best training by the goal of the options.
+
+    A predicted training must lie inside what the runs cover, keep to the limit with the upper end of its band, and
+    beat the best measured arm by more than the error of the forecast: both as the arm came out and as the law has it.
+    Else that arm is the advice. Neither is where the model as it was is better. Where the forecast has `faults`, no
+    predicted training is advised.
+    """
+    before = start_losses(study)
+    goal = Goal.of(options, before["upstream"])
+    most = before["upstream"] + goal.limit
+    arms = [arm for arm in arms_of(study.curves) if all(_affordable(curve, options) for curve in arm.curves)]
+    arms = [arm for arm in arms if arm.finals["upstream"] <= most]
+    arm = min(arms, key=lambda arm: goal.value(arm.finals), default=None)
     inside = [o for o in found if not o.candidate.beyond]
-    within = [o for o in inside if o.final("upstream") - start <= limit]
-    if not within:
-        if not inside:
-            return Recommendation(goal, None, "every candidate lies outside what the runs have seen", 0, None)
-        least = min(inside, key=lambda o: o.final("upstream"))
-        reason = (
-            f"none of {len(inside)} qualifies; the least forgotten is {least.final('upstream') - start:.4g} nats, "
-        )
-        return Recommendation(goal, None, reason + f"with {least.candidate.label}", 0, None)
-
-    def value(outcome: Outcome) -> float:
-        return up * outcome.final("upstream") + down * outcome.final("downstream")
-
-    best = min(within, key=value)
-    error = sum(
-        weight * study.sides[side].spread * best.final(side)
-        for weight, side in ((up, "upstream"), (down, "downstream"))
-    )
-    equals = [o for o in within if value(o) <= value(best) + error and o is not best]
-    cheapest = min(equals, key=lambda o: (o.candidate.settings.budget, value(o)), default=None)
-    if cheapest and cheapest.candidate.settings.budget >= best.candidate.settings.budget:
-        cheapest = None
-    return Recommendation(goal, best, f"best of {len(within)} that qualify", len(equals), cheapest)
+    within = [o for o in inside if float(o.sides["upstream"].high[-1]) <= most]
+    best = min(within, key=lambda o: goal.value(o.finals), default=None)
+    if faults:
+        return Recommendation("nothing", goal, arm, "the forecast is not reliable, see below")
+    error = 0.0
+    if best is not None:
+        error = goal.value({side: float(band.error[-1]) for side, band in best.sides.items()})
+    betters = arm is not None and goal.value(arm.finals) < goal.value(before)
+    known = goal.value(before)
+    if arm is not None and betters:
+        # An arm that the law takes to be better than it came out would be beaten by itself, and by all near it.
+        known = min(goal.value(arm.finals), goal.value(predicted_finals(study, arm)))
+    if best is None or goal.value(best.finals) > known - error:
+        if best is not None:
+            gain = known - goal.value(best.finals)
+            than = f"{abs(gain):.4g} nats {'better' if gain > 0 else 'worse'}"
+            reason = f"the best of {len(within)} predicted trainings is {than}; the forecast errs by {error:.4g}"
+        elif inside:
+            sure = min(float(o.sides["upstream"].high[-1]) for o in inside) - before["upstream"]
+            reason = f"each of {len(inside)} predicted trainings may lose {sure:.4g} nats or more"
+        else:
+            reason = "nothing that was asked for lies inside what the runs cover"
+        if not betters:
+            reason = f"no arm that was run keeps to it and betters the model as it was, and {reason}"
+        return Recommendation("measured" if betters else "nothing", goal, arm, reason, error=error)
+    equals = [o for o in within if goal.value(o.finals) <= goal.value(best.finals) + error and o is not best]
+    cheaper = [o for o in equals if o.candidate.settings.stop < best.candidate.settings.stop]
+    cheapest = min(cheaper, key=lambda o: (o.candidate.settings.stop, goal.value(o.finals)), default=None)
+    reason = f"the best of {len(within)} predicted trainings that the runs cover"
+    reason += " and that keep to it" if np.isfinite(goal.limit) else ""
+    return Recommendation("predicted", goal, arm, reason, best, error, len(equals), cheapest)

@@ -9,6 +9,7 @@ nothing. A claim is supported where all its tests hold, contradicted where one f
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,8 +17,9 @@ from statistics import fmean
 import numpy as np
 from scipy import stats
 
-from rewarm.report.records import Arm
+from rewarm.report.arms import Arm
 from rewarm.report.select import constant_arm, early_family, max_lr_family, reference_arm, scratch_arm, warmup_family
+from rewarm.runs.words import experiment_words
 
 MARGIN = 0.02
 """Nats a token below which a difference counts as none: 2 % of perplexity."""
@@ -147,13 +149,13 @@ def _values(by_seed: Mapping[int, float]) -> tuple[float, ...]:
 
 
 def _share(arm: Arm) -> str:
-    return f"{float(arm.one.recipe['warmup']):.3g}"
+    return f"{arm.config.warmup:.3g}"
 
 
 def warmup_length(arms: Sequence[Arm]) -> Evidence:
     """Return the evidence on claim 1."""
     family = warmup_family(arms)
-    lengths = [float(arm.one.recipe["warmup"]) for arm in family]
+    lengths = [arm.config.warmup for arm in family]
     missing = [] if len([w for w in lengths if w > 0]) >= 2 else ["two lengths of warm-up or more"]
     missing += [] if 0.0 in lengths else ["an arm without warm-up"]
     tests: list[Test] = []
@@ -275,15 +277,13 @@ def early_checkpoints(arms: Sequence[Arm]) -> Evidence:
     family = early_family(arms)
     missing = [] if family else ["the same recipe from two checkpoints of one pre-training"]
     tests: list[Test] = []
-    latest = {
-        arm.one.recipe["warmup"]: arm for arm in family if arm.one.recipe["init"] == family[0].one.recipe["init"]
-    }
+    latest = {arm.config.warmup: arm for arm in family if arm.config.init == family[0].config.init}
     for early in family:
-        last = latest.get(early.one.recipe["warmup"])
+        last = latest.get(early.config.warmup)
         if last is None or last is early:
             continue
         at = min(SHOWN * early.one.horizon, _end([early, last]))
-        name = f"{early.one.recipe['init']} minus {last.one.recipe['init']}, warm-up {_share(early)}"
+        name = f"{early.config.init} minus {last.config.init}, warm-up {_share(early)}"
         final = _minus(early.at("downstream", at), last.at("downstream", at))
         mean = _minus(_mean_loss(early, at), _mean_loss(last, at))
         tests.append(Test(f"downstream loss after {at / early.one.horizon:.0%}: {name}", final, 0.0))
@@ -363,7 +363,7 @@ def judge(arms: Sequence[Arm]) -> list[Verdict]:
             number=number,
             title=claim.title,
             claim=claim.text,
-            command=f"rewarm train -m experiment={claim.experiment} seeds=3",
+            command="rewarm train " + shlex.join(experiment_words(arms[0].one, claim.experiment)),
         )
         for number, claim in enumerate(CLAIMS, start=1)
     ]

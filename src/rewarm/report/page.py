@@ -5,23 +5,34 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
+from scipy import stats
 
-from rewarm.cache import write_durably
-from rewarm.report.charts import Chart
+from rewarm.config.schema import SIDES
+from rewarm.points import spread_out
+from rewarm.report.arms import Arm, thin
+from rewarm.report.arms_table import SHORT, cell, headings, text
 from rewarm.report.claims import CONFIDENCE, MARGIN, Test, Verdict
-from rewarm.report.plot import PALETTE
-from rewarm.report.records import Run
-from rewarm.report.study import Study
-from rewarm.report.tables import cell, headings, text
+from rewarm.report.findings import Study
+from rewarm.report.select import is_scratch
+from rewarm.report.views import Look, View
+from rewarm.runs.folder import config_text, yaml_text
+from rewarm.runs.metrics import Values
+from rewarm.runs.run import Run
+from rewarm.runs.words import own_command
+from rewarm.storage import write_durably
+from rewarm.style import DARK, PALETTE
 
-TEMPLATE = Path(__file__).with_name("page.html")
+ASSETS = Path(__file__).with_name("assets")
+DOMAIN_POINTS = 120
+"""Points of a domain's curve: there may be many domains."""
 NOTE = (
     f"Each claim is tested on differences of loss in nats a token, one for each seed. A test decides only where the "
     f"{CONFIDENCE:.0%} interval of its mean lies wholly on one side of its threshold; differences under {MARGIN} "
@@ -50,32 +61,60 @@ def effect(verdict: Verdict) -> str:
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
+    names = ("number", "title", "claim", "verdict", "reason", "command", "notes", "runs")
+    return {name: getattr(verdict, name) for name in names} | {"tests": [test_cells(test) for test in verdict.tests]}
+
+
+def _rounded(values: Values) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _curve(tokens: Values, seeds: Values, ids: Sequence[int]) -> dict[str, Any]:
+    """Return a curve as the page has it: tokens, and one row of values for each of the seeds `ids`."""
+    return {"tokens": tokens.tolist(), "ids": list(ids), "seeds": [_rounded(row) for row in seeds]}
+
+
+def _curves(arm: Arm) -> dict[str, Any]:
+    """Return the curves of an arm by name: the losses of both sides, their domains', and the learning rate's."""
+    run, found = arm.one, {}
+    for side in SIDES:
+        tokens, losses = arm.grid(side)
+        kept = np.isin(tokens, thin(tokens, losses.mean(axis=0))[0])
+        found[side] = _curve(tokens[kept], losses[:, kept], [run.seed for run in arm.runs])
+        domains = [name for name in run.domains(side) if all(name in other.domains(side) for other in arm.runs)]
+        for name in domains if len(domains) > 1 else ():
+            tokens, losses = arm.grid(side, name)
+            at = spread_out(len(tokens), DOMAIN_POINTS)
+            found[f"{side}/{name}"] = _curve(tokens[at], losses[:, at].mean(axis=0, keepdims=True), [run.seed])
+    steps = np.arange(1, run.plan.steps + 1, dtype=np.float64)
+    tokens, lr = thin(steps * run.plan.tokens_per_step, run.lr)
+    shown = tokens <= arm.tokens
+    return found | {"lr": _curve(tokens[shown], lr[None, shown], [run.seed])}
+
+
+def _arm(arm: Arm, look: Look) -> dict[str, Any]:
+    return asdict(look) | {"far": is_scratch(arm), "warmup": arm.one.warmup_tokens, "curves": _curves(arm)}
+
+
+def _view(view: View, place: Mapping[int, int], folder: str | None) -> dict[str, Any]:
+    """Return a view; `place` is where an arm stands among all, `folder` where its figures lie, None without any."""
+    named = [(what, f"{folder}{name}") for what, name in view.figures.items()] if folder is not None else []
     return {
-        "number": verdict.number,
-        "title": verdict.title,
-        "claim": verdict.claim,
-        "verdict": verdict.verdict,
-        "effect": effect(verdict),
-        "reason": verdict.reason,
-        "command": verdict.command,
-        "tests": [test_cells(test) for test in verdict.tests],
-        "notes": list(verdict.notes),
-        "runs": list(verdict.runs),
+        "id": view.id,
+        "title": view.title,
+        "caption": view.caption,
+        "arms": [place[id(arm)] for arm in view.arms],
+        "details": view.details,
+        "files": [(f"{what}.{end}", f"{path}.{end}") for what, path in named for end in ("svg", "png")],
     }
-
-
-def _chart(chart: Chart) -> dict[str, Any]:
-    values = asdict(chart)
-    for line in values["lines"]:
-        for key in ("tokens", "x", "y", "low", "high"):
-            line[key] = [float(f"{value:.6g}") for value in line[key]]
-    return values
 
 
 def _table(study: Study) -> dict[str, Any]:
     columns = {key: name for key, name in headings(study.rows).items() if not key.endswith("_sd")}
     return {
-        "columns": list(columns.values()),
+        "columns": [
+            {"name": name, "more": key in headings(()) and key not in SHORT} for key, name in columns.items()
+        ],
         "rows": [
             {"texts": [text(key, row) for key in columns], "values": [cell(row, key) for key in columns]}
             for row in study.rows
@@ -83,49 +122,79 @@ def _table(study: Study) -> dict[str, Any]:
     }
 
 
+def _setting(study: Study, folder: str | None) -> dict[str, Any]:
+    place = {id(arm): i for i, arm in enumerate(study.arms)}
+    answer = study.answer
+    return {
+        "name": study.name,
+        "answer": {
+            "question": answer.question,
+            "said": answer.said,
+            "command": answer.command,
+            "rows": [outcome.cells() for outcome in answer.outcomes],
+        },
+        "tokens_per_step": study.arms[0].one.plan.tokens_per_step,
+        "arms": [_arm(arm, look) for arm, look in zip(study.arms, study.looks, strict=True)],
+        "views": [_view(view, place, folder) for view in study.views],
+        "table": _table(study),
+        "verdicts": [_verdict(verdict) for verdict in study.verdicts],
+    }
+
+
 def _run(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "path": str(run.path),
-        "finished": run.summary is not None,
-        "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
-        "manifest": yaml.safe_dump(dict(run.manifest), sort_keys=False, allow_unicode=True) if run.manifest else "",
+        "finished": run.finished,
+        "command": own_command(run),
+        "config": config_text(run.config),
+        "manifest": yaml_text(run.manifest.values()),
+        "damage": run.damage,
     }
 
 
-def page(studies: Sequence[Study], runs: Sequence[Run], forecasts: Sequence[str], refresh: int | None = None) -> str:
-    """Return the page; with `refresh` it loads itself again after that many seconds."""
-    names = sorted({str(run.config["experiment"]["name"]) for run in runs if run.config["experiment"]["name"]})
-    questions = dict.fromkeys(question for run in runs if (question := run.config["experiment"].get("question")))
-    unfinished = sum(run.summary is None for run in runs)
+def page(
+    studies: Sequence[Study], runs: Sequence[Run], forecasts: Mapping[str, str], refresh: int | None = None
+) -> str:
+    """Return the page; with `refresh` it loads itself again after that many seconds, and no figures lie beside it."""
+    names = sorted({str(run.config.experiment.name) for run in runs if run.config.experiment.name})
+    unfinished = sum(not run.finished for run in runs)
+    damaged = sum(run.damage is not None for run in runs)
+    beside = refresh is None
     content = {
         "title": "rewarm: " + (", ".join(names) or ", ".join(run.name for run in runs[:3])),
-        "subtitle": "".join(f"{question} · " for question in questions)
-        + f"{len(runs)} runs"
+        "subtitle": f"{len(runs)} runs"
         + (f", {unfinished} not finished" if unfinished else "")
+        + (f", {damaged} with damaged metrics" if damaged else "")
+        + f" · {'; '.join(study.name for study in studies)}"
         + f" · written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
         "palette": PALETTE,
+        "dark": DARK,
+        "t95": [float(stats.t.ppf(0.5 + CONFIDENCE / 2, n)) for n in range(1, 31)],
+        "note": NOTE,
         "settings": [
-            {
-                "name": study.name,
-                "verdict_note": NOTE,
-                "verdicts": [_verdict(verdict) for verdict in study.verdicts],
-                "charts": [_chart(chart) for chart in study.charts],
-                "table": _table(study),
-            }
-            for study in studies
+            _setting(study, (f"setting-{i + 1}/" if i else "") if beside else None) for i, study in enumerate(studies)
         ],
-        "forecasts": [base64.b64encode(svg.encode()).decode() for svg in forecasts],
+        "files": [(name, name) for name in ("summary.csv", "verdicts.json")] if beside else [],
+        "forecasts": [(name, base64.b64encode(svg.encode()).decode()) for name, svg in forecasts.items()],
         "runs": [_run(run) for run in runs],
+        "refresh": refresh,
     }
     # Inside a script element only the end tag could be misread; JSON can write any of its characters as an escape.
-    safe = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
-    return TEMPLATE.read_text(encoding="utf-8").replace("<!--REFRESH-->", again).replace("/*DATA*/", safe)
+    safe = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+    def asset(name: str) -> str:
+        return (ASSETS / name).read_text(encoding="utf-8")
+
+    return re.sub(r"\{\{([\w.]+)\}\}", lambda m: safe if m[1] == "data" else asset(m[1]), asset("page.html"))
 
 
 def write_page(
-    path: Path, studies: Sequence[Study], runs: Sequence[Run], forecasts: Sequence[str], refresh: int | None = None
+    path: Path,
+    studies: Sequence[Study],
+    runs: Sequence[Run],
+    forecasts: Mapping[str, str],
+    refresh: int | None = None,
 ) -> None:
     """Write the page to `path`; whoever reads it meanwhile sees the old one or the new one, whole."""
     write_durably(path, page(studies, runs, forecasts, refresh).encode())

@@ -1,49 +1,22 @@
-"""Puts a report into Weights & Biases: figures, table, and a dashboard made by code.
+"""Puts a report into Weights & Biases: figures, charts, table and files, as a run of their own.
 
-Panels that need only the runs' own metrics are a saved workspace, which needs an account. The same panels are also
-logged as charts of a run of their own, so that without an account `wandb sync` of the offline folder shows them too.
+Without an account `wandb sync` of the offline folder shows them too.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rewarm.config.schema import TrackerConfig
+from rewarm.report.arms_table import cell, headings
 from rewarm.report.charts import Chart
-from rewarm.report.study import Study
-from rewarm.report.tables import cell, headings
+from rewarm.report.findings import Study
 from rewarm.tracking import wandb_mode
 
 log = logging.getLogger(__name__)
-
-PANELS = {"upstream/loss": "Upstream loss", "downstream/loss": "Downstream loss", "lr": "Learning rate"}
-
-
-def dashboard(entity: str, project: str, name: str) -> Any:  # noqa: ANN401 - a wandb_workspaces Workspace
-    """Return the workspace of a sweep: both losses, LR, loss scale and the trade-off, over tokens, grouped by arm."""
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as ws
-
-    panels: Any = reports  # it fills its namespace at run time
-    curves = [
-        panels.LinePlot(title=title, x="tokens", y=[key])
-        for key, title in (PANELS | {"loss_scale": "Loss scale"}).items()
-    ]
-    tradeoff = panels.ScatterPlot(title="Trade-off", x="downstream/loss", y="upstream/loss")
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name=name,
-        sections=[ws.Section(name="Re-warming", panels=[*curves, tradeoff], is_open=True)],
-        settings=ws.WorkspaceSettings(x_axis="tokens"),
-        runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == name],
-            groupby=[ws.Metric("JobType")],
-        ),
-    )
 
 
 def _series(chart: Chart) -> Any:  # noqa: ANN401 - a wandb chart
@@ -81,20 +54,20 @@ def _content(study: Study, figures: Sequence[Path]) -> dict[str, Any]:
 
 
 def publish(
-    folder: Path, name: str, studies: Sequence[Study], figures: Sequence[Path], tracker: Mapping[str, Any]
+    folder: Path, name: str, studies: Sequence[Study], figures: Sequence[Path], tracker: TrackerConfig
 ) -> None:
-    """Log the report of the sweep `name` as a W&B run; with an account, save the dashboard too.
+    """Log the report of the sweep `name` as a W&B run.
 
     `tracker` is the `tracker` group of the runs' config: the report goes where they went.
     """
     import wandb
 
-    mode = wandb_mode(str(tracker["mode"]))
+    mode = wandb_mode(tracker.mode)
     if mode == "offline":
         log.warning("W&B: offline, into %s/wandb; `wandb sync` uploads it", folder)
     run = wandb.init(
-        project=tracker["project"],
-        entity=tracker["entity"],
+        project=tracker.project,
+        entity=tracker.entity,
         name=f"report of {name}",
         group=name,
         job_type="report",
@@ -112,17 +85,5 @@ def publish(
             if path.is_file():
                 artifact.add_file(str(path))
         run.log_artifact(artifact)
-        if mode == "online":
-            _save_dashboard(run.entity, run.project, name)
     finally:
         run.finish()
-
-
-def _save_dashboard(entity: str, project: str, name: str) -> None:
-    os.environ.setdefault("WANDB_SILENT", "true")
-    try:
-        workspace = dashboard(entity, project, name)
-    except ImportError:
-        log.warning("W&B: the dashboard needs wandb-workspaces; pip install 'rewarm[dashboard]'")
-        return
-    log.warning("W&B: dashboard at %s", workspace.save().url)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-import yaml
-
-from rewarm.config import Config
+from rewarm.config.differences import flat
+from rewarm.config.schema import Config
 from rewarm.errors import UserError
-from rewarm.rundir import config_text
-from rewarm.training import distributed
+from rewarm.runs.folder import redacted
+from rewarm.training.distributed import collectives
 from rewarm.training.microbatch import divisors
-from rewarm.training.resume import flat
 
 UNNAMED = re.compile(r"runs/\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}-\d{6}")
 """A `run_dir` that was not given, but made from the clock, which each process reads at another moment."""
@@ -64,14 +62,14 @@ def check_restarts(config: Config, environment: Mapping[str, str]) -> None:
 
 def agreed(config: Config) -> Config:
     """Return the config that all processes have. Raises `UserError` in one whose config is not the first one's."""
-    first: dict[str, Any] = distributed.from_first(lambda: flat(yaml.safe_load(config_text(config))))
-    mine = flat(yaml.safe_load(config_text(config)))
+    mine = flat(asdict(config))
+    first: dict[str, Any] = collectives.broadcast_object(lambda: mine)
     if UNNAMED.fullmatch(config.run_dir) and UNNAMED.fullmatch(first["run_dir"]):
-        mine["run_dir"] = first["run_dir"]
+        mine = mine | {"run_dir": first["run_dir"]}
     if differing := sorted(key for key in mine.keys() | first.keys() if mine.get(key) != first.get(key)):
         listed = "; ".join(f"{key} (here {mine.get(key)}, there {first.get(key)})" for key in differing)
         raise UserError(
-            f"{listed}: the processes of one run must have the same config; this one differs from process 0"
+            f"{redacted(listed)}: the processes of one run must have the same config; this one differs from process 0"
         )
-    distributed.largest(0)  # nobody goes on before all have compared
+    collectives.largest(0)  # nobody goes on before all have compared
     return replace(config, run_dir=mine["run_dir"])

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import torch
 
-from rewarm.cache import cache_dir
-from rewarm.config import Config
-from rewarm.losses import TokenLoss, differentiate
+from rewarm.config.schema import Config
+from rewarm.model.losses import TokenLoss, differentiate
+from rewarm.storage import cache_dir
 
 PAYS_FROM = {"cpu": 1.5e14, "cuda": 3e16}
 """Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are seven minutes or more, of

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from rewarm.cache import cache_dir, write_durably
-from rewarm.config import Config
-from rewarm.losses import TokenLoss
-from rewarm.training import distributed
+from rewarm.config.schema import Config
+from rewarm.errors import RewarmError, first_line
+from rewarm.model.losses import TokenLoss
+from rewarm.storage import cache_dir, write_durably
+from rewarm.training.distributed import world
 from rewarm.training.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -53,15 +54,27 @@ def next_smaller(batch_size: int, micro_batch_size: int) -> int | None:
     return divisors(batch_size, micro_batch_size // 2)[-1] if micro_batch_size > 1 else None
 
 
+def too_large(context: int, micro_batch_size: int, batch_size: int, error: Exception) -> RewarmError:
+    """Return the error for a micro-batch that the device has no memory for after all; it says what may fit."""
+    smaller = next_smaller(batch_size, micro_batch_size)
+    if smaller is None:
+        return RewarmError(
+            f"train.context={context}: not even one sequence fits the device's memory; give a shorter context or a "
+            f"smaller model ({first_line(error)})"
+        )
+    return RewarmError(
+        f"train.micro_batch_size={micro_batch_size}: does not fit the device's memory; the same command goes on with "
+        f"train.micro_batch_size={smaller}"
+    )
+
+
 def choose(config: Config, token_loss: TokenLoss, precision: Precision) -> int:
-    """Return the micro-batch of a run: what the config says, or what suits the device.
+    """Return the micro-batch that suits the device.
 
     On CUDA it is found by trying, once for each model, context, precision and kind of device, and remembered in the
     cache.
     """
-    if config.train.micro_batch_size:
-        return config.train.micro_batch_size
-    batch_size, context = len(distributed.share(config.train.batch_size)), config.train.context
+    batch_size, context = len(world.share(config.train.batch_size)), config.train.context
     if precision.device.type != "cuda":
         return divisors(batch_size, CPU_TOKENS_AT_ONCE // context)[-1]
     key, path = _key(config, token_loss, precision), cache_dir() / "micro_batch.json"
@@ -77,7 +90,7 @@ def choose(config: Config, token_loss: TokenLoss, precision: Precision) -> int:
 def _key(config: Config, token_loss: TokenLoss, precision: Precision) -> str:
     shapes = [list(p.shape) for p in token_loss.parameters()]
     device = torch.cuda.get_device_properties(precision.device)
-    sizes = (len(distributed.share(config.train.batch_size)), config.train.context)
+    sizes = (len(world.share(config.train.batch_size)), config.train.context)
     parts = (shapes, *sizes, precision.name, device.name, device.total_memory)
     return hashlib.sha256(json.dumps([*parts, torch.__version__]).encode()).hexdigest()[:16]
 

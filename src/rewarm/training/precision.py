@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewarm.config import ScalerConfig
+from rewarm.config.schema import ScalerConfig
 from rewarm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,17 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     return Precision(name, device)
 
 
+SCALED_TOKENS = 8192
+"""The loss scale multiplies the mean loss of so many tokens: 4 sequences of 2,048, what each GPU of the paper had."""
+
+SCALING, COUNTS = ("scale", "finite_steps", "patience"), ("skipped", "skipped_in_a_row")
+
+
 class LossScaler:
     """Dynamic loss scaling that never makes the host wait: its whole state lives on the device.
+
+    Every token's loss is multiplied by `factor`, which depends on the scale alone. So FP16 rounds the same numbers
+    whatever the batch, the micro-batch and the number of processes are; the loop makes a mean of their sum in FP32.
 
     As in GPT-NeoX: the scale doubles after `growth_interval` finite steps in a row; of non-finite ones, the first
     `hysteresis - 1` since the last growth are let pass and the others halve it, down to `min_scale`. The update of
@@ -113,6 +122,11 @@ class LossScaler:
         self.skipped = integer(0)
         self.skipped_in_a_row = integer(0)
 
+    @property
+    def factor(self) -> Tensor:
+        """Return what the loss of each token is multiplied by before its gradient is taken, 0-dim."""
+        return self.scale / SCALED_TOKENS
+
     def update(self, found_inf: Tensor) -> None:
         """Take note of a step whose gradients were non-finite (`found_inf`: 0-dim, 1.0) or finite (0.0)."""
         bad = found_inf > 0
@@ -132,10 +146,25 @@ class LossScaler:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of the state, by name."""
-        names = ("scale", "finite_steps", "patience", "skipped", "skipped_in_a_row")
-        return {name: getattr(self, name).clone() for name in names}
+        return {name: getattr(self, name).clone() for name in (*SCALING, *COUNTS)} | {
+            "tokens": torch.tensor(SCALED_TOKENS)
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a state that `state_dict` returned, on this scaler's own device."""
-        for name, value in state.items():
-            setattr(self, name, value.to(self.scale.device).clone())
+        """Take over a state that `state_dict` returned, on this scaler's own device.
+
+        A state without `tokens` is of an earlier version, whose scale multiplied the mean of a whole batch. It was
+        too small for large batches, and does not tell how large this one may be: only the counts are kept.
+        """
+        names: tuple[str, ...] = (*SCALING, *COUNTS)
+        if self.dynamic and "tokens" not in state:
+            log.warning(
+                "loss scale: %g is an earlier version's, on the mean loss of a whole batch; it starts again at %g, "
+                "on the mean of %d tokens",
+                state["scale"].item(),
+                self.scale.item(),
+                SCALED_TOKENS,
+            )
+            names = COUNTS
+        for name in names:
+            setattr(self, name, state[name].to(self.scale.device).clone())

@@ -10,29 +10,30 @@ from typing import Self
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from rewarm.cache import make_dir
+from rewarm.storage import make_dir
 
 log = logging.getLogger(__name__)
 
 WAIT, WARM_UP, ACTIVE = 4, 1, 3
-"""Steps that are let pass, because the first ones compile and allocate; that are profiled for nothing; that count."""
+"""Steps of torch.profiler.schedule. The first ones are passed over because they compile and allocate."""
 ROWS = 40
 
 
-def make_profiler(folder: Path, steps: int) -> StepProfiler | None:
-    """Return the profiler of a run that has `steps` left; None, and a warning, where they are too few."""
-    wait = min(WAIT, steps - WARM_UP - ACTIVE)
-    if wait < 0:
-        log.warning("profile=true: %d steps are too few to be profiled; give a larger budget", steps)
-        return None
-    return StepProfiler(folder, wait)
-
-
 class StepProfiler:
-    """Profiles a few steps into a folder: `trace.json` for a trace viewer (Perfetto), and `table.txt` to read."""
+    """Profiles a few steps into a folder: `trace.json` for a trace viewer (Perfetto), and `table.txt` to read.
 
-    def __init__(self, folder: Path, wait: int) -> None:
-        self.folder = make_dir(folder, "run_dir")
+    Without a folder it does nothing, nor where the run has too few `steps` left, of which it warns.
+    """
+
+    def __init__(self, folder: Path | None, steps: int) -> None:
+        self._profile: profile | None = None
+        wait = min(WAIT, steps - WARM_UP - ACTIVE)
+        if folder is None:
+            return
+        if wait < 0:
+            log.warning("profile=true: %d steps are too few to be profiled; give a larger budget", steps)
+            return
+        self._folder = make_dir(folder, "run_dir")
         activities = [ProfilerActivity.CPU]
         self._by = "self_cpu_time_total"
         if torch.cuda.is_available():
@@ -45,20 +46,23 @@ class StepProfiler:
         )
 
     def __enter__(self) -> Self:
-        self._profile.__enter__()  # type: ignore[no-untyped-call]
+        if self._profile is not None:
+            self._profile.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def step(self) -> None:
         """Say that a step has ended."""
-        self._profile.step()
+        if self._profile is not None:
+            self._profile.step()
 
     def _write(self, found: profile) -> None:
-        found.export_chrome_trace(str(self.folder / "trace.json"))
+        found.export_chrome_trace(str(self._folder / "trace.json"))
         table = found.key_averages().table(sort_by=self._by, row_limit=ROWS, max_name_column_width=60)
-        (self.folder / "table.txt").write_text(f"{ACTIVE} steps\n{table}\n", encoding="utf-8")
-        log.info("profile of %d steps: %s", ACTIVE, self.folder / "table.txt")
+        (self._folder / "table.txt").write_text(f"{ACTIVE} steps\n{table}\n", encoding="utf-8")
+        log.info("profile of %d steps: %s", ACTIVE, self._folder / "table.txt")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._profile.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if self._profile is not None:
+            self._profile.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]

@@ -2,95 +2,101 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import yaml
-from omegaconf import MISSING, OmegaConf
 
-from rewarm.checks import parse_tokens
-from rewarm.config import Config, schema
-from rewarm.errors import UserError
-from rewarm.plan import Plan
-from rewarm.rundir import RunFolder, config_text
+from rewarm.config.checks import from_dict
+from rewarm.config.differences import EXTENSIBLE, differing
+from rewarm.config.plan import Extension, Plan, logged
+from rewarm.config.schema import SIDES, Config
+from rewarm.errors import DataError, UserError
+from rewarm.runs import checkpoint
+from rewarm.runs.folder import CONFIG, MANIFEST, METRICS, RunFolder, config_text
+from rewarm.runs.metrics import read_content, read_lines
+from rewarm.runs.run import Run, describe_damage
 from rewarm.schedules import lr
 
-NEUTRAL = (
-    *("run_dir", "dry_run", "tasks", "profile", "extend", "max_hours", "device", "tracker", "checkpoint"),
-    *("experiment", "arm", "train.max_bad_steps", "train.parallel", "train.peak_tflops", "train.tokens_per_second"),
-)
-"""Keys and groups that may differ when a run goes on: they do not change its numbers."""
-EXTENSIBLE = ("budget", "horizon")
+log = logging.getLogger(__name__)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one from dotted keys to values."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def check_empty(folder: RunFolder) -> None:
+    """Raise `DataError` where what a run left lies in a folder without its config: beginning anew would undo it."""
+    if checkpoint.steps(folder.checkpoints) or read_content(folder.path / METRICS).strip():
+        raise DataError(
+            f"{folder.path / CONFIG}: is missing, and the folder holds what a run has made; put it back from a copy, "
+            f"or choose another run_dir"
+        )
 
 
-def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys that give other numbers, with their old and new values.
-
-    A key that the old config does not have yet had its default. Tokens are compared as numbers.
-    """
-    defaults = OmegaConf.to_container(schema())
-    assert isinstance(defaults, dict)
-    before = {k: v for k, v in flat(defaults).items() if v != MISSING} | flat(old)  # type: ignore[arg-type]
-    now = flat(new)
-
-    def number(key: str, value: object) -> object:
-        return parse_tokens(key, value) if key in EXTENSIBLE and value is not None else value
-
-    return {
-        key: (before.get(key), now.get(key))
-        for key in sorted(before.keys() | now.keys())
-        if number(key, before.get(key)) != number(key, now.get(key))
-        and not any(key == name or key.startswith(f"{name}.") for name in NEUTRAL)
-    }
+def check_manifest(folder: RunFolder) -> None:
+    """Raise `DataError` where a run that was begun has no manifest, which says what it depends on."""
+    if not (folder.path / MANIFEST).exists():
+        raise DataError(
+            f"{folder.path / MANIFEST}: is missing; put it back from a copy, or begin anew in another run_dir"
+        )
 
 
-def check_continues(folder: RunFolder, config: Config) -> bool:
-    """Return whether `config` extends the run in `folder`.
+def check_continues(run: Run, config: Config) -> bool:
+    """Return whether `config` extends the run.
 
     Raises `UserError` where it gives other numbers in any other way, or without being asked to extend.
     """
-    found = differing(folder.read_config(), yaml.safe_load(config_text(config)))
+    saved_as = from_dict(yaml.safe_load(config_text(config)))  # without what is secret, as the folder has it
+    found = differing(run.config, saved_as)
     listed = "; ".join(f"{key} (was {old}, now {new})" for key, (old, new) in found.items())
     extends = bool(found) and all(key in EXTENSIBLE for key in found)
     if found and not (extends and config.extend):
         way_out = "undo" if not extends else "give extend=true to go on with it, or undo"
         raise UserError(
-            f"run_dir={folder.path}: holds a run with another config; choose another run_dir, or {way_out}: {listed}"
+            f"run_dir={run.path}: holds a run with another config; choose another run_dir, or {way_out}: {listed}"
         )
     return extends
 
 
-def extensions(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the extensions of a run so far, as `make_plan` takes them."""
-    found: list[dict[str, Any]] = folder.read_manifest().get("extensions", [])
-    return found
+def check_metrics(folder: RunFolder, run: Run, step: int, *, allowed: bool) -> None:
+    """Raise `DataError` where lines up to `step`, from where the run goes on, are damaged or missing.
+
+    With `allowed` it goes on without them, and what cannot be read is kept beside the file.
+    """
+    content = read_content(folder.path / METRICS)
+    there: dict[int, Mapping[str, float]] = {}
+    damaged = []
+    for number, _, values in read_lines(content):
+        if values is None:
+            damaged.append(number)
+        else:
+            there[int(values["step"])] = values
+    must = logged(run.config, run.manifest.extensions, range(step + 1))
+    losses = {f"{side}/loss" for side in SIDES}
+    lost = [at for at, scored in must.items() if at not in there or (scored and not losses <= there[at].keys())]
+    said = describe_damage(folder.path / METRICS, damaged if lost else [], lost)
+    if said is None:
+        return
+    if not allowed:
+        raise DataError(f"{said}, or give allow_lost_metrics=true to go on without them")
+    log.warning("%s", said)
+    if damaged:
+        folder.keep_metrics()
 
 
-def extend(folder: RunFolder, config: Config, step: int) -> None:
-    """Note in the folder that after `step` the run goes on as `config` says.
+def extend(folder: RunFolder, run: Run, config: Config, step: int) -> list[Extension]:
+    """Note in the folder that after `step` the run goes on as `config` says; return all its extensions.
 
     Killed anywhere in between, the same command does the rest.
     """
-    manifest, before = folder.read_manifest(), folder.read_config()
-    extension = {"after": step, "budget": before["budget"], "horizon": before["horizon"]}
+    before = run.manifest.extensions
     # A note of the same step is that of a command that was killed here, or of an extension that never ran.
-    earlier = [e for e in manifest.get("extensions", []) if e["after"] < step]
-    known = [e for e in manifest.get("extensions", []) if e["after"] == step]
-    folder.write_manifest(manifest | {"extensions": earlier + (known or [extension])})
+    c = run.config
+    known = [e for e in before if e.after == step] or [Extension(step, c.budget, c.horizon, c.stop)]
+    extensions = [*(e for e in before if e.after < step), *known]
+    folder.write_manifest(replace(run.manifest, extensions=extensions))
     folder.trim_metrics(step)
     folder.remove_summary()
     folder.write_config(config)
+    return extensions
 
 
 def describe_seam(plan: Plan, step: int) -> str:
@@ -107,12 +113,14 @@ def describe_seam(plan: Plan, step: int) -> str:
     )
 
 
-def check_same_data(manifest: Mapping[str, Any], fingerprint: Mapping[str, str], folder: RunFolder) -> None:
-    """Raise `UserError` where the data is not what the run in `folder` was begun on, as its `manifest` has it."""
-    before = manifest.get("data", fingerprint)
-    if changed := sorted(k for k in before.keys() | fingerprint.keys() if before.get(k) != fingerprint.get(k)):
+def check_same_data(before: Mapping[str, str], fingerprint: Mapping[str, str], folder: RunFolder) -> None:
+    """Raise `UserError` where the data is not what the run in `folder` was begun on, as its manifest has it `before`.
+
+    A manifest of an earlier version lacks the validation sets: what was not recorded cannot differ.
+    """
+    if changed := sorted(key for key in before if before[key] != fingerprint.get(key)):
         raise UserError(
-            f"run_dir={folder.path}: the data is not what the run was begun on ({', '.join(changed)} differs): "
-            f"another version of the source, of a library that it comes from, or of the tokenizer; "
-            f"put it back, or begin anew in another run_dir"
+            f"run_dir={folder.path}: the data is not what the run was begun on ({', '.join(changed)} "
+            f"{'differs' if len(changed) == 1 else 'differ'}): another version of the source, of a library that it "
+            f"comes from, or of the tokenizer; put it back, or begin anew in another run_dir"
         )

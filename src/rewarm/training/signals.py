@@ -8,12 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from rewarm.errors import PreemptedError
+from rewarm.errors import SIGNALS, PreemptedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Those of the signals by which a scheduler says that a job's time will be over soon."""
 OUT_OF_TIME = 75
 """Exit code of a run that left because of `max_hours`: EX_TEMPFAIL of sysexits.h, "try again"."""
 _STARTED = time.monotonic()
@@ -25,7 +27,8 @@ def _say(text: str) -> None:
     Under torchrun, which ends processes by signals where one has failed, only that one's error is to be seen.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        os.write(2, f"\nrewarm: {text}\n".encode())
+        with suppress(OSError):  # nobody listens any more: what the signal asks for is done all the same
+            os.write(2, f"\nrewarm: {text}\n".encode())
 
 
 def leave(number: int, _: FrameType | None = None) -> None:
@@ -40,11 +43,22 @@ def leave_on_signals() -> None:
         signal.signal(number, leave)
 
 
+def ignore_signals() -> None:
+    """Let no signal change the exit code of this process, which has done its work.
+
+    While Python shuts down it gives signals back to the operating system, whose answer to most is to kill.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """While entered, a signal sets a flag that the loop asks for after each step.
 
     Before the first step there is nothing to save, and a signal ends the process at once; so does the third one
-    after it. Handlers are restored at the end. `max_hours` counts from the start of the process.
+    after it. Handlers are restored at the end, but that a process without others ignores `WARNINGS` from then on: the
+    run has finished or is saved, and must not be reported as interrupted once more. `max_hours` counts from the
+    start of the process.
 
     Processes that train together stop at the same step: `agree` returns the largest of the numbers that they give.
     """
@@ -56,7 +70,8 @@ class StopRequest:
         self._reason = 0
         """Why all stop: the number of a signal, or OUT_OF_TIME."""
         self._previous: dict[signal.Signals, Any] = {}
-        self._stepped = False
+        self._step: int | None = None
+        """The last one that was done here."""
         self._last_asked = time.monotonic()
         self._longest_step = 0.0
 
@@ -65,20 +80,21 @@ class StopRequest:
             self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for s, handler in self._previous.items():
-            signal.signal(s, handler)
+            over = kind is None and handler is leave and s in WARNINGS
+            signal.signal(s, signal.SIG_IGN if over else handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signals.append(number)
-        if not self._stepped or len(self._signals) >= 3:
+        if self._step is None or len(self._signals) >= 3:
             leave(number)
         if len(self._signals) == 1:
             _say(f"{signal.Signals(number).name}: saving after this step (two more signals: leave at once, unsaved)")
 
-    def asked(self, save_seconds: float) -> bool:
-        """Return whether to save and leave, after a step; `save_seconds` is how long a save may take."""
-        self._stepped = True
+    def asked(self, step: int, save_seconds: float) -> bool:
+        """Return whether to save and leave after `step`; `save_seconds` is how long a save may take."""
+        self._step = step
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_asked)
         self._last_asked = now
@@ -90,10 +106,11 @@ class StopRequest:
     def _deadline(self) -> float:
         return math.inf if self._max_hours is None else _STARTED + 3600 * self._max_hours
 
-    def error(self, step: int) -> PreemptedError:
+    def error(self) -> PreemptedError:
         """Return the error that ends the process with 128 + signal, as SLURM's requeue expects, or 75."""
         if self._reason == OUT_OF_TIME:
             reason, code = f"max_hours={self._max_hours}", OUT_OF_TIME
         else:
             reason, code = signal.Signals(self._reason).name, 128 + self._reason
-        return PreemptedError(f"{reason}: saved at step {step}; the same command with its run_dir continues", code)
+        at = f"saved at step {self._step}"
+        return PreemptedError(f"{reason}: {at}; the same command with its run_dir continues", code)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewarm.config import OptimizerConfig
-from rewarm.training import distributed
+from rewarm.config.schema import OptimizerConfig
+from rewarm.training.distributed import collectives, world
 from rewarm.training.precision import LossScaler
 
 
@@ -40,15 +40,19 @@ class TrainState:
         # Sums over the finite steps since the last line of metrics; they stay on the device until then.
         self.sums = torch.zeros(3, dtype=torch.float32, device=scaler.scale.device)
 
+    def position(self) -> dict[str, float]:
+        """Return where in the run this is, as each line of metrics says."""
+        return {"step": self.step, "tokens": self.tokens}
+
     def add(self, loss: Tensor, grad_norm: Tensor, found_inf: Tensor) -> None:
         """Take the loss (this process's part of it) and the gradient norm of a finite step into the sums."""
         row = torch.stack((loss, grad_norm, torch.ones_like(loss)))
         self.sums += torch.where(found_inf > 0, 0.0, row)
 
     def gather_sums(self) -> None:
-        """Move every process's part of the losses to the first one; the rest of the sums is the same for all."""
-        distributed.total(self.sums[:1])
-        if not distributed.is_first():
+        """Reduce the sum of losses, of which each process has a part, to the first one; all have the other sums."""
+        collectives.total(self.sums[:1])
+        if not world.is_first():
             self.sums[0] = 0.0
 
     def take_means(self) -> tuple[float, float]:
@@ -85,5 +89,5 @@ class TrainState:
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"])
         self.sums.copy_(state["sums"])
-        if not distributed.is_first():
+        if not world.is_first():
             self.sums[0] = 0.0  # the first process has it

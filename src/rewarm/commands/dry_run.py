@@ -1,0 +1,130 @@
+"""What a run will cost, worked out from its config alone: no network, no model, no data (`dry_run=true`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rewarm.config.plan import Plan, make_plan
+from rewarm.config.schema import Config
+from rewarm.data.prepare import needed_tokens
+from rewarm.model.shape import ADAMW_BYTES, Shape, shape_of
+from rewarm.schedules import landmarks, lr_curve
+from rewarm.text import text_table, tokens_text
+
+SPEEDS = (1e4, 1e5, 1e6)
+"""Tokens/s for which hours are given where none is asked for."""
+GIB = 1 << 30
+CHECKPOINT_BYTES = 12
+"""Bytes a parameter on disk: weight and both moments in FP32."""
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n_bytes < 1000 or unit == "TB":
+            return f"{n_bytes:,.1f} {unit}" if unit != "B" else f"{n_bytes:,.0f} B"
+        n_bytes /= 1000
+    raise AssertionError
+
+
+def _duration(hours: float) -> str:
+    return f"{hours * 60:,.1f} minutes" if hours < 1 else f"{hours:,.1f} hours"
+
+
+def _learning_rate(plan: Plan) -> list[tuple[str, str]]:
+    marks = {name: step for name, step in landmarks(plan.schedule).items() if step <= plan.steps}
+    if plan.steps < plan.schedule.total_steps:
+        marks["stop"] = plan.steps
+    curve = lr_curve(plan.schedule, np.array(list(marks.values())))
+    return [
+        (f"  at {name}", f"{lr:.4g} (step {step:,}, {step * plan.tokens_per_step:,} tokens)")
+        for (name, step), lr in zip(marks.items(), curve.tolist(), strict=True)
+    ]
+
+
+def _disk(config: Config, plan: Plan, shape: Shape | None) -> list[tuple[str, str]]:
+    rows = []
+    if shape is not None:
+        one = CHECKPOINT_BYTES * shape.parameters
+        saved = sum(plan.saves(step) for step in range(1, plan.steps + 1))
+        kept = saved if config.checkpoint.keep == 0 else min(saved, config.checkpoint.keep + len(plan.milestones))
+        rows.append(("checkpoints", f"{_size(one)} each, {kept:,} kept: {_size(one * kept)}"))
+    validation = config.data.validation_tokens
+    token_bytes = 2 if shape is None or shape.vocab <= 2**16 else 4
+    stores = needed_tokens(config, plan) | {"validation": 2 * validation}
+    rows += [
+        (f"{side} tokens", f"{tokens:,}: {_size(tokens * token_bytes)} in the cache")
+        for side, tokens in stores.items()
+    ]
+    return rows
+
+
+def _compute(config: Config, plan: Plan, shape: Shape) -> list[tuple[str, str]]:
+    tokens = plan.steps * plan.tokens_per_step
+    validation = 2 * config.data.validation_tokens
+    evaluations = 1 + sum(plan.evaluates(step) for step in range(1, plan.steps + 1))
+    training = shape.flops(config.train.context) * tokens
+    # A forward pass is a third of a training step.
+    scoring = shape.flops(config.train.context) / 3 * validation * evaluations
+    return [
+        ("evaluations", f"{evaluations:,} of {validation:,} tokens"),
+        ("FLOPs", f"{training:.3g} to train, {scoring:.3g} to evaluate"),
+    ]
+
+
+def _hours(config: Config, plan: Plan) -> list[tuple[str, str]]:
+    tokens = plan.steps * plan.tokens_per_step
+    given = config.train.tokens_per_second
+    speeds = (given,) if given else SPEEDS
+    return [(f"  at {speed:,.0f} tokens/s", _duration(tokens / speed / 3600)) for speed in speeds]
+
+
+def describe(config: Config, plan: Plan) -> str:
+    """Return what the run of `config` would be: sizes, steps, learning rates, disk, FLOPs and hours."""
+    shape = shape_of(config.model)
+    rows: list[tuple[str, str]] = []
+    if shape is None:
+        rows.append(("model", f"{config.model.name}: its size is not known before it is loaded"))
+    else:
+        sizes = f"{shape.parameters:,} parameters, {shape.blocks:,} without embeddings"
+        rows.append(("model", f"{config.model.name}: {sizes}"))
+    rows += [
+        ("init", config.init),
+        ("data", f"{config.data.name}, trained on {config.data.train}, replay {config.replay:g}"),
+        ("budget", f"{plan.steps * plan.tokens_per_step:,} tokens: {plan.steps:,} steps of {plan.tokens_per_step:,}"),
+        ("schedule", f"{config.schedule.name} over {plan.schedule.total_steps:,} steps"),
+        *_learning_rate(plan),
+        *([("", early)] if (early := plan.early_stop()) else []),
+    ]
+    if shape is not None:
+        rows += _compute(config, plan, shape)
+        states = ADAMW_BYTES * shape.parameters / GIB
+        rows.append(("memory", f"{states:.2f} GiB for weights, gradients and AdamW, and activations beside"))
+    rows += [*_disk(config, plan, shape), ("time, without evaluation", ""), *_hours(config, plan)]
+    width = max(len(name) for name, _ in rows) + 2
+    return "".join(f"{name:<{width}}{value}".rstrip() + "\n" for name, value in rows)
+
+
+def describe_sweep(arms: Sequence[tuple[str, Config]]) -> str:
+    """Return what the runs of a sweep would be together: a line for each, by name, and the sum."""
+    rows, total = [], 0
+    for name, config in arms:
+        plan = make_plan(config)
+        tokens = plan.steps * plan.tokens_per_step
+        total += tokens
+        rows.append(
+            (
+                name,
+                config.schedule.name,
+                f"{config.max_lr:g}",
+                f"{config.replay:g}",
+                f"{plan.steps:,}",
+                tokens_text(tokens),
+            )
+        )
+    table = text_table(("run", "schedule", "max LR", "replay", "steps", "tokens"), rows)
+    given = arms[0][1].train.tokens_per_second
+    speeds = (given,) if given else SPEEDS
+    hours = ", ".join(f"{_duration(total / speed / 3600)} at {speed:,.0f} tokens/s" for speed in speeds)
+    return f"{table}\n{len(arms)} runs, {total:,} tokens, one after the other {hours}, without evaluation\n"

@@ -1,0 +1,108 @@
+"""`rewarm forecast`: from arguments to text, tables and figures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewarm.errors import UserError
+from rewarm.forecast.candidates import candidates
+from rewarm.forecast.csv_curves import IN_STEPS, read_csv
+from rewarm.forecast.curves import Curve, curve_of, distinct_names
+from rewarm.forecast.fitted import study
+from rewarm.forecast.judge import judge
+from rewarm.forecast.laws import LAWS
+from rewarm.forecast.options import Options, parse
+from rewarm.forecast.output import Findings, as_csv, as_json, text
+from rewarm.forecast.recommend import check_sides, outcomes, pareto, recommend, start_losses
+from rewarm.runs.run import find_runs, open_run
+from rewarm.storage import make_dir, write_durably, write_json
+
+log = logging.getLogger(__name__)
+
+
+def read(options: Options) -> list[Curve]:
+    """Return all curves that the paths lead to. Raises `UserError` where there are none."""
+    curves, paths = [], []
+    for path in options.paths:
+        if path.is_file():
+            curves.append(read_csv(path, options.logged))
+            paths.append(path)
+            continue
+        for run in map(open_run, find_runs([path])):
+            if run.damage:
+                log.warning("%s", run.damage)
+            if (curve := curve_of(run)) is not None:
+                curves.append(curve)
+                paths.append(run.path)
+    in_steps = sum(curve.trajectory.tokens_per_step == IN_STEPS for curve in curves)
+    if in_steps:
+        log.warning(
+            "%d files give steps but no tokens: axes are in steps; give tokens_per_step=… for tokens", in_steps
+        )
+    if not curves:
+        raise UserError("forecast: none of the runs has been evaluated often enough yet; let them go on")
+    return distinct_names(curves, paths)
+
+
+def usable(curves: list[Curve], law: str) -> list[Curve]:
+    """Return the curves that the law speaks about: it knows no training on new data from random weights."""
+    if law != "auto" and not LAWS[law].shift:
+        return curves
+    alone = [c for c in curves if c.trajectory.pretraining is not None and not c.trajectory.pretraining.stretches]
+    if len(alone) == len(curves):
+        return curves
+    for curve in alone:
+        log.warning("%s: left out, it starts from scratch; law=single fits such runs alone", curve.name)
+    return [curve for curve in curves if curve not in alone]
+
+
+def output_folder(options: Options) -> Path:
+    """Return where tables and figures go: beside the one thing that was asked about, or what all have in common."""
+    if options.output is not None:
+        return options.output
+    folders = [path if path.is_dir() else path.parent for path in options.paths]
+    return Path(os.path.commonpath([folder.resolve() for folder in folders])) / "report"
+
+
+def forecast(arguments: Sequence[str]) -> None:
+    """Fit, hold out, predict, recommend and draw what the arguments ask for."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = parse(arguments)
+    findings = find(options)
+    sys.stdout.write(text(findings, verbose=options.verbose))
+    folder = make_dir(output_folder(options), "output")
+    from rewarm.forecast.figures import draw
+
+    figures = draw(findings, folder)
+    write_json(folder / "forecast.json", as_json(findings, figures))
+    write_durably(folder / "forecast.csv", as_csv(findings).encode())
+    written = ", ".join(["forecast.json", "forecast.csv", *figures])
+    sys.stdout.write(f"\nwritten to {folder}: {written}\n")
+
+
+def find(options: Options) -> Findings:
+    """Return what a forecast with these options comes to."""
+    result = study(usable(read(options), options.law), options)
+    if options.recommends:
+        check_sides(result)
+    both = {"upstream", "downstream"} <= result.sides.keys()
+    judgement = judge(result)
+    searched, advice = [], None
+    asked = candidates(options, result.fitted, search=False) if options.predicts else []
+    if options.recommends:
+        searched = outcomes(result, candidates(options, result.fitted, search=True))
+        advice = recommend(result, searched, options, judgement.faults)
+    return Findings(
+        study=result,
+        judgement=judgement,
+        predicted=outcomes(result, asked),
+        withheld=[candidate for candidate in asked if candidate.withheld],
+        searched=searched,
+        front=pareto([outcome for outcome in searched if not outcome.candidate.beyond]),
+        recommendation=advice,
+        start=start_losses(result) if both else {},
+    )

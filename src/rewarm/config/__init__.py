@@ -1,0 +1,1 @@
+"""The typed configuration: what may be asked for, what it means in steps."""

@@ -1,0 +1,396 @@
+"""The typed configuration: one frozen dataclass for each group under `conf/`.
+
+A `Config` says what the user asked for. Each field's annotation says what it takes, bounds included; what several
+fields must be together is in `checks`, and `plan` works out what it all means in steps. This module imports neither
+torch nor transformers, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from rewarm.config.values import MISSING, Choice, Text, TokenCount, Within
+from rewarm.schedules import DECAY_SHAPES, SCHEDULES
+
+SIDES = ("upstream", "downstream")
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+
+Words = Annotated[str, Text(r"[^\0]+", "text that is not empty")]
+Tokens = Annotated[int, TokenCount()]
+Count = Annotated[int, Within(1, 10**9)]
+Share = Annotated[float, Within(0, 1)]
+PartialShare = Annotated[float, Within(0, below=1)]
+PositiveShare = Annotated[float, Within(1e-6, 1)]
+LearningRate = Annotated[float, Within(1e-12, 1, note="such as 6e-4")]
+LossScale = Annotated[float, Within(1e-6, 1e12)]
+Seconds = Annotated[float, Within(0, 1e7)]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The shape of the learning-rate curve."""
+
+    name: Annotated[str, Choice(*SCHEDULES)] = MISSING
+    """The shape of the curve."""
+    decay_fraction: PositiveShare | None = None
+    """wsd: share of the horizon that the final decay takes."""
+    decay_shape: Annotated[str, Choice(*DECAY_SHAPES)] | None = None
+    """wsd: shape of the final decay."""
+    cooldown_end: PositiveShare | None = None
+    """infinite_*: where the constant LR is reached, as a share of the horizon."""
+    constant_end: PositiveShare | None = None
+    """infinite_*: where the final anneal starts, as a share of the horizon."""
+    constant_lr_ratio: PositiveShare | None = None
+    """infinite_*: the constant LR as a share of `max_lr`."""
+    alpha: Annotated[float, Within(1e-3, 1e6)] | None = None
+    """infinite_inverse_sqrt: steepness of the cool-down."""
+    timescale: PositiveShare | None = None
+    """inverse_sqrt: share of the horizon over which the LR falls to 1/sqrt(2) of `max_lr`."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A GPT-NeoX shape for `init=scratch`, and what is known of the model's pre-training."""
+
+    name: Words = MISSING
+    """Name of the model, as figures and tables show it."""
+    id: Words | None = None
+    """Hugging Face id or folder whose architecture `init=scratch` takes instead of the shape below."""
+    init: Words = MISSING
+    """The `init` that a run of this model starts from unless another is asked for."""
+    earlier: list[Words] = field(default_factory=list)
+    """Two checkpoints from earlier in the pre-training, as an `init` each: an early one, and one after it."""
+    tokenizer: Words = MISSING
+    """The model's tokenizer: `builtin`, a Hugging Face id (`id@revision`), or a folder or `tokenizer.json`."""
+    peak_lr: LearningRate = MISSING
+    """Highest LR of the pre-training: the default `max_lr`."""
+    final_lr: Annotated[float, Within(0, 1, note="such as 6e-5")] = MISSING
+    """LR at which the pre-training ended: that of the constant baseline."""
+    vocab_size: Annotated[int, Within(2, 2**24)] | None = None
+    """Rows of the embedding; the tokenizer may have fewer."""
+    hidden_size: Annotated[int, Within(1, 2**17)] | None = None
+    """Width of the residual stream."""
+    layers: Annotated[int, Within(1, 1000)] | None = None
+    """Number of transformer blocks."""
+    heads: Annotated[int, Within(1, 1024)] | None = None
+    """Attention heads of a block."""
+    intermediate_size: Annotated[int, Within(1, 2**20)] | None = None
+    """Width of the feed-forward layer."""
+    max_context: Annotated[int, Within(1, 2**24)] | None = None
+    """Longest context, in tokens."""
+    rotary_pct: Share = 0.25
+    """Share of each head's dimensions that rotary embeddings turn."""
+    dropout: bool = False
+    """Train with the dropout that the model's own config says, instead of without any."""
+    router_loss: Annotated[float, Within(0, 10, note="such as 0.01")] | None = None
+    """Mixtures of experts: weight of the load-balancing loss; null: as the model's own config says."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One stream of documents."""
+
+    SHORT: ClassVar = "path"
+
+    kind: Annotated[str, Choice("builtin", "files", "hub")] = "files"
+    """Where its documents lie."""
+    path: Words | None = None
+    """files: a file, a folder or a glob."""
+    validation_path: Words | None = None
+    """A file, a folder or a glob of validation text, whatever the kind; it is never trained on."""
+    id: Words | None = None
+    """hub: the dataset, `owner/name`."""
+    revision: Words = "main"
+    """hub: branch, tag or commit of the dataset."""
+    split: Words = "train"
+    """hub: split to train on."""
+    validation_split: Words = "validation"
+    """hub: split to validate on."""
+    validation_id: Words | None = None
+    """A dataset of the hub that holds the validation split, whatever the kind."""
+    validation_revision: Words = "main"
+    """Branch, tag or commit of `validation_id`."""
+    weights: dict[str, Share] = field(default_factory=dict)
+    """builtin: share of each domain in the text."""
+    validation_share: Annotated[float, Within(1e-6, below=1)] = 0.01
+    """Share of the documents, chosen by hash, that serves validation where nothing else names validation text."""
+    subset: Words | None = None
+    """hub: configuration of the dataset, where it has several."""
+    tokens_field: Words | None = None
+    """Field of a record that holds token ids, which are taken as they stand; the text field is then not read."""
+    text_field: Words | None = None
+    """Overrides `data.text_field` for this source."""
+    domain_field: Words | None = None
+    """Overrides `data.domain_field` for this source."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where upstream and downstream text come from, and how it becomes tokens."""
+
+    name: Words = MISSING
+    """Name of the pair."""
+    upstream: SourceConfig = MISSING
+    """Old data."""
+    downstream: SourceConfig = MISSING
+    """New data: likewise."""
+    train: Annotated[str, Choice(*SIDES)] = "downstream"
+    """Side that is trained on; upstream to continue on the same data or to pretrain."""
+    tokenizer: Words = MISSING
+    """The tokenizer, as in `model.tokenizer`: the model's own unless another is asked for."""
+    text_field: Words = "text"
+    """Field of a record that holds its text."""
+    domain_field: Words | None = None
+    """Field of a record that holds its domain; `a.b` looks inside a struct or a JSON string."""
+    validation_tokens: Annotated[int, TokenCount(most=10**10)] = MISSING
+    """Tokens of each validation set; every evaluation sees all of them."""
+    shard_tokens: Annotated[int, TokenCount(100, 10**9)] = 16_000_000
+    """Tokens of one shard of the token store."""
+    shuffle_window: Annotated[int, Within(1, 10**6)] = 8192
+    """Sequences among which the training order is shuffled."""
+    workers: Annotated[int, Within(0, 256)] = 0
+    """Processes that tokenise; 0: threads of this one."""
+    max_bad_share: PartialShare = 0.001
+    """Records that cannot be used (malformed, without text) are passed over up to this share of all."""
+    patience: Seconds = 300.0
+    """Seconds for which a hub that fails while it is read is asked again."""
+
+    def source(self, side: str) -> SourceConfig:
+        """Return the source of a side."""
+        return self.upstream if side == "upstream" else self.downstream
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, and the gradient clip."""
+
+    beta1: PartialShare = 0.9
+    """Decay of the first moment."""
+    beta2: PartialShare = 0.95
+    """Decay of the second moment."""
+    eps: Annotated[float, Within(1e-20, 1)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Within(0, 10)] = 0.1
+    """Decoupled weight decay; LayerNorm weights and all biases have none."""
+    clip: Annotated[float, Within(1e-6, 1e6)] = 1.0
+    """Largest global norm of the gradient."""
+
+
+@dataclass(frozen=True)
+class ScalerConfig:
+    """Dynamic loss scaling, for FP16."""
+
+    init_scale: LossScale = 4096.0
+    """Loss scale at the first step, on the mean loss of 8,192 tokens whatever the batch is."""
+    growth_interval: Count = 1000
+    """Steps without overflow after which the scale doubles."""
+    hysteresis: Count = 2
+    """Overflows that are let pass before the scale is halved."""
+    min_scale: LossScale = 1.0
+    """The scale never falls below this."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The shape of a step."""
+
+    batch_size: Annotated[int, Within(1, 2**20)] = MISSING
+    """Sequences of one optimizer step, over all processes."""
+    micro_batch_size: Annotated[int, Within(1, 2**20)] | None = None
+    """Sequences that go through the model at once; found by rewarm where not given."""
+    context: Annotated[int, Within(1, 2**24)] = MISSING
+    """Tokens of a sequence."""
+    log_every: Count = 10
+    """Steps between two lines of training metrics; each is the mean since the last."""
+    max_bad_steps: Count = 25
+    """Non-finite steps in a row after which the run stops."""
+    parallel: Annotated[str, Choice("ddp", "fsdp")] = "ddp"
+    """How several processes (torchrun) hold the model: ddp, each all of it; fsdp, each its share of it."""
+    compile: bool | None = None
+    """Compile the model with torch.compile; null: where the run is long enough for that to save time."""
+    threads: Annotated[int, Within(1, 1024)] | None = None
+    """CPU threads; torch's own choice where not given."""
+    peak_tflops: Annotated[float, Within(1e-6, 1e9)] | None = None
+    """What the device can do, in TFLOP/s, for the metric mfu; known for common GPUs, else mfu is left out."""
+    tokens_per_second: Annotated[float, Within(1e-3, 1e12)] | None = None
+    """dry_run: the speed to work the hours out with; those of several speeds where not given."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When both validation sets are scored. Step 0 and the last step always are."""
+
+    every: Count | None = None
+    """Steps between two evaluations; not given, a tenth of the run, at most 50."""
+    dense_every: Count = MISSING
+    """Steps between two evaluations early in the run."""
+    dense_until: Share = 0.02
+    """Share of the horizon that counts as early; the warm-up always does."""
+    batch_size: Annotated[int, Within(1, 2**20)] | None = None
+    """Sequences scored at once; found by rewarm where not given."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved. The last step always is."""
+
+    every: Count = MISSING
+    """Steps between two checkpoints."""
+    keep: Annotated[int, Within(0, 10**9)] = 2
+    """How many of the latest checkpoints stay; 0 keeps all."""
+    keep_every: Count | None = None
+    """Checkpoints at multiples of this many steps are never removed."""
+    milestones: list[Tokens] = field(default_factory=list)
+    """Tokens (10M, 1.5B) at which a checkpoint is saved, at the nearest step, and never removed."""
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Where metrics go beside `metrics.jsonl`."""
+
+    names: list[Annotated[str, Choice("wandb", "tensorboard")]] = field(default_factory=list)
+    """Trackers to use."""
+    project: Annotated[str, Text(r"[^/\\#?%:\0]{1,128}", "a name without / \\ # ? % :")] = "rewarm"
+    """W&B project."""
+    entity: Annotated[str, Text(r"[\w-]+", "a name of letters, digits, - and _")] | None = None
+    """W&B user or team."""
+    mode: Annotated[str, Choice("auto", "online", "offline")] = "auto"
+    """W&B mode; auto is online with an account, else offline."""
+    tags: list[Annotated[str, Text(".{1,64}", "text of 1 to 64 characters")]] = field(default_factory=list)
+    """W&B tags."""
+    patience: Annotated[float, Within(1e-3, 1e7)] = 30.0
+    """Seconds that the end of a run waits for a tracker before it is left behind."""
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """The question that a sweep's arms answer together."""
+
+    name: Words | None = None
+    """Name of the experiment."""
+    question: str = ""
+    """The question, for the report."""
+    budget: Tokens | None = None
+    """Budget of every arm."""
+    short: Tokens | None = None
+    """Where arms stop of which the paper shows only the beginning; in proportion to `budget`."""
+    stop: Tokens | None = None
+    """Where all arms stop; at the end of the budget where not given."""
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One run's role in an experiment."""
+
+    name: Words | None = None
+    """Name of the arm."""
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """What each run of a sweep asks of SLURM; what is not given, `scripts/slurm` and the cluster decide."""
+
+    partition: Words | None = None
+    """Partition."""
+    account: Words | None = None
+    """Account that is charged."""
+    gpus: Annotated[int, Within(0, 1024)] | None = None
+    """GPUs of a run."""
+    cpus: Annotated[int, Within(1, 4096)] | None = None
+    """CPU cores of a run."""
+    minutes: Count | None = None
+    """Time of a job; a run that needs more is queued again and goes on."""
+    options: list[Words] = field(default_factory=list)
+    """Further options of sbatch, such as '--mem=64G'."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How the runs of a sweep (`-m`) are started. They are the same runs however that is done."""
+
+    launcher: Annotated[str, Choice("local", "slurm")] = "local"
+    """Where they run: on this machine, or as jobs of SLURM."""
+    jobs: Annotated[int, Within(1, 10**4)] | None = None
+    """Runs at once; not given, one for each CPU core here, and all that SLURM lets run there."""
+    trials: Count | None = None
+    """Runs that Optuna chooses among the values, for both final losses; not given, all combinations are run."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. What people sweep stands at the top."""
+
+    max_lr: LearningRate = MISSING
+    """The LR that the warm-up rises to."""
+    min_lr_ratio: Annotated[float, Within(0, 1, note="the minimum LR as a share of max_lr")] = 0.1
+    """The LR at the end of the schedule, as a share of `max_lr`."""
+    warmup: Annotated[float, Within(0, 1, note="a share of the horizon")] = 0.01
+    """Length of the linear warm-up, as a share of the horizon; 0 means none."""
+    budget: Tokens = MISSING
+    """Tokens to train on, over which the schedule is laid out."""
+    horizon: Tokens | None = None
+    """Tokens over which the schedule is laid out; the budget where not given."""
+    stop: Tokens | None = None
+    """Tokens after which the run ends on the same curve; at the end of the budget where not given."""
+    replay: Annotated[float, Within(0, below=1, note="a share of every batch")] = 0.0
+    """Share of every batch that comes from upstream."""
+    init: Words = MISSING
+    """Where weights come from: scratch, builtin, builtin@step, owner/name@revision, a folder, run@step, and
+    builtin@lossX or run@lossX for the checkpoint whose upstream loss was nearest to X."""
+    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
+    """Seed of the data order, and of the weights where they start from scratch."""
+    precision: Annotated[str, Choice(*PRECISIONS)] = "auto"
+    """Of the products in the model; auto takes what the device does best."""
+    device: Annotated[str, Choice("auto", "cpu", "cuda", "mps")] = "auto"
+    """Where the model is; auto is a GPU where there is one."""
+    init_optimizer: bool = False
+    """Take the optimizer's moments along with the weights of `init`, from a checkpoint of rewarm's own."""
+    extend: bool = False
+    """Let the run in `run_dir` go on with another budget or horizon than it was begun with."""
+    allow_lost_metrics: bool = False
+    """Let the run in `run_dir` go on though lines of its metrics.jsonl are damaged or missing; reports say so."""
+    max_hours: Annotated[float, Within(1e-6, 1e6)] | None = None
+    """Save and leave before this many hours have passed since the command was started."""
+    run_dir: Words = MISSING
+    """Folder of the run, or of all runs of a sweep."""
+    dry_run: bool = False
+    """Print what the run would be, and do nothing."""
+    profile: bool = False
+    """Profile a few steps into the folder profile/ of the run: a trace, and a table of where the time went."""
+    tasks: list[Words] = field(default_factory=list)
+    """rewarm eval: tasks of lm-evaluation-harness to score, by name or by the path of a task file."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scaler: ScalerConfig = field(default_factory=ScalerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    arm: ArmConfig = field(default_factory=ArmConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
+def conf_dir() -> Path:
+    """Return the folder of the shipped configs: inside the package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed, checkout = package / "conf", package.parents[1] / "conf"
+    return installed if installed.is_dir() else checkout
+
+
+def defaults(kind: type = Config) -> dict[str, Any]:
+    """Return the keys of a group and their defaults as plain values: `???` where one must be given."""
+    found: dict[str, Any] = {}
+    for f in fields(kind):
+        make: Any = f.default_factory
+        if isinstance(make, type) and is_dataclass(make):
+            found[f.name] = defaults(make)
+        else:
+            found[f.name] = f.default if make is NO_DEFAULT else make()
+    return found

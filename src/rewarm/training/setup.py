@@ -1,0 +1,74 @@
+"""What a run trains with: its host, its model and state, and what rewarm chooses where a config leaves it open."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import torch
+
+from rewarm.config.plan import Plan
+from rewarm.config.schema import Config
+from rewarm.data.tokenizers import Tokenizer
+from rewarm.model.architectures import balance_of
+from rewarm.model.init import Init
+from rewarm.model.losses import TokenLoss
+from rewarm.model.shape import flops_per_token
+from rewarm.model.weights import check_fits, load_model
+from rewarm.runs.manifest import Chosen
+from rewarm.training import microbatch
+from rewarm.training.compiling import compiles, keep_compiled_code
+from rewarm.training.distributed import collectives, parallel, world
+from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_precision
+from rewarm.training.state import TrainState, make_optimizer
+
+
+def set_up_host(threads: int | None, device: torch.device) -> None:
+    """Set threads, and on a CPU tell glibc to keep large blocks: giving them back costs a third of the speed."""
+    keep_compiled_code()
+    if threads:
+        torch.set_num_threads(threads)
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def build_state(
+    config: Config, init: Init, tokenizer: Tokenizer, precision: Precision
+) -> tuple[TrainState, TokenLoss]:
+    """Return the state before the first update, and its model together with its loss."""
+    torch.manual_seed(config.seed)
+    model = load_model(init, config.model, config.seed, precision.device)
+    check_fits(model, config.train.context, tokenizer)
+    token_loss = TokenLoss(model, balance_of(model, config.model.router_loss))
+    if config.train.parallel == "fsdp":
+        parallel.shard(token_loss, precision.device)
+    scaler = LossScaler(config.scaler, precision.device, dynamic=precision.scales)
+    return TrainState(model, make_optimizer(model, config.optimizer), scaler), token_loss
+
+
+def choose_precision(config: Config, begun: Chosen, device: torch.device) -> Precision:
+    """Return the precision: as asked for, else that which the run was `begun` with, else what suits the device."""
+    name = begun.precision or "auto" if config.precision == "auto" else config.precision
+    return Precision(collectives.broadcast_object(lambda: resolve_precision(name, device).name), device)
+
+
+def make_choices(config: Config, plan: Plan, begun: Chosen, token_loss: TokenLoss, precision: Precision) -> Chosen:
+    """Return what rewarm chooses by itself. What it chose when the run was `begun` stays: numbers depend on it."""
+    micro_batch = config.train.micro_batch_size or begun.micro_batch_size
+    if not micro_batch or len(world.share(config.train.batch_size)) % micro_batch:
+        micro_batch = collectives.broadcast_object(lambda: microbatch.choose(config, token_loss, precision))
+    compiled = begun.compiled
+    if compiled is None:
+        flops = flops_per_token(config)
+        flops = flops and flops * plan.steps * plan.tokens_per_step
+        compiled = collectives.broadcast_object(lambda: compiles(config, precision.device, flops))
+    return Chosen(precision.name, micro_batch, compiled and not parallel.is_sharded(token_loss))
+
+
+def peak_tokens_per_second(config: Config, precision: Precision) -> float | None:
+    """Return what all devices could do if they did nothing but the model's products; None where that is not known."""
+    peak, flops = peak_flops(config.train.peak_tflops, precision), flops_per_token(config)
+    return peak * world.size() / flops if peak and flops else None

@@ -1,0 +1,161 @@
+"""The SLURM script: with a stand-in for `scontrol` everywhere, and on a real cluster where SLURM is installed.
+
+A stand-in for `rewarm` ends as a run does that a signal ends saved.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands.slurm import cluster
+from tests.conftest import ROOT
+from tests.training.killing import TINY
+
+RUN = """#!/usr/bin/env bash
+trap 'exit 138' USR1
+trap 'exit 143' TERM
+echo "$@" > arguments
+mkfifo never 2>/dev/null
+echo "$SLURM_JOB_ID" > ready
+read -r end < "$END"
+[ "$end" = wait ] || exit "$end"
+while :; do read -r -t 1 < never || true; done
+"""
+"""Says that it has started through the pipe `ready`, reads how to end from the pipe or file that END names."""
+
+
+def commands(folder: Path, **scripts: str) -> None:
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    os.mkfifo(folder / "ready")
+
+
+def read(pipe: Path) -> str:
+    """Return the line that the other end writes into a pipe.
+
+    It may take two minutes: SLURM can forget, when it cleans up after a job, that its next start was asked for.
+    """
+    return subprocess.run(["head", "-n1", pipe], capture_output=True, text=True, check=True, timeout=240).stdout
+
+
+def start(folder: Path, end: str, *arguments: str) -> subprocess.Popen[bytes]:
+    commands(folder, rewarm=RUN, scontrol='#!/bin/sh\necho "$@" > requeued\n')
+    (folder / "end").write_text(f"{end}\n")
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "END": "end"}
+    return subprocess.Popen(["bash", str(ROOT / "scripts/slurm"), *arguments], cwd=folder, env=environment)
+
+
+@pytest.mark.parametrize(("number", "code", "requeued"), [(signal.SIGUSR1, 138, True), (signal.SIGTERM, 143, False)])
+def test_a_signal_reaches_the_run(tmp_path: Path, number: int, code: int, requeued: bool) -> None:  # noqa: FBT001
+    with start(tmp_path, "wait", "seed=1") as job:
+        assert read(tmp_path / "ready") == "17\n"
+        job.send_signal(number)
+        assert job.wait() == code
+    assert (tmp_path / "requeued").exists() == requeued
+    assert (tmp_path / "arguments").read_text() == "train seed=1 run_dir=runs/slurm-17\n"
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (3, False), (75, True)])
+def test_only_what_can_go_on_is_queued_again(tmp_path: Path, code: int, requeued: bool) -> None:  # noqa: FBT001
+    with start(tmp_path, str(code), "run_dir=x") as job:
+        read(tmp_path / "ready")
+        assert job.wait() == code
+    assert (tmp_path / "requeued").exists() == requeued
+    assert not requeued or (tmp_path / "requeued").read_text() == "requeue 17\n"
+    assert (tmp_path / "arguments").read_text() == "train run_dir=x\n"
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    with cluster() as environment:
+        yield environment
+
+
+class Job:
+    """`sbatch scripts/slurm` on a node without GPUs, with a stand-in for the run."""
+
+    def __init__(self, folder: Path, slurm: dict[str, str]) -> None:
+        commands(folder, rewarm=RUN)
+        os.mkfifo(folder / "end")
+        self._folder, self._environment = folder, slurm | {"PATH": f"{folder}:{slurm['PATH']}", "END": "end"}
+        options = ("--parsable", "--gpus-per-task=0", "--cpus-per-task=1", "--output=said")
+        self.number = self.run("sbatch", *options, str(ROOT / "scripts/slurm"), "run_dir=x").strip()
+
+    def run(self, *command: str) -> str:
+        return subprocess.run(
+            command, cwd=self._folder, env=self._environment, capture_output=True, text=True, check=True, timeout=100
+        ).stdout
+
+    def started(self) -> bool:
+        """Wait until the run has started."""
+        return read(self._folder / "ready").strip() == self.number
+
+    def end(self, how: str) -> None:
+        (self._folder / "end").write_text(f"{how}\n")
+
+    def comes_to(self, state: str) -> str:
+        """Wait until SLURM says that the job is in this state, and return all that it says."""
+        return self.run("bash", "-c", f"until scontrol show job {self.number} | grep -w JobState={state}; do :; done")
+
+    def starts_again(self) -> bool:
+        """Wait until the job is queued again, and has started: now, where SLURM would let two minutes pass."""
+        self.comes_to("PENDING")
+        self.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+        return self.started()
+
+    def restarts(self) -> str:
+        return re.findall(r"Restarts=(\d+)", self.run("scontrol", "show", "job", self.number))[0]
+
+
+def test_scancel_cancels(tmp_path: Path, slurm: dict[str, str]) -> None:
+    job = Job(tmp_path, slurm)
+    assert job.started()
+    job.end("wait")
+    job.run("scancel", job.number)
+    job.comes_to("CANCELLED")
+    assert job.restarts() == "0"
+    assert "queued again" not in (tmp_path / "said").read_text()
+
+
+def test_a_job_that_is_out_of_time_goes_on_until_it_has_finished(tmp_path: Path, slurm: dict[str, str]) -> None:
+    job = Job(tmp_path, slurm)
+    assert job.started()
+    job.end("wait")
+    job.run("scancel", "--batch", "--signal=USR1", job.number)  # as before the end of its time
+    assert job.starts_again()
+    job.end("75")  # max_hours
+    assert job.starts_again()
+    job.end("0")
+    job.comes_to("COMPLETED")
+    assert job.restarts() == "2"
+    assert (tmp_path / "said").read_text().count("queued again") == 2
+
+
+def test_a_sweep_is_an_array_of_jobs(tmp_path: Path, slurm: dict[str, str]) -> None:
+    words = [*TINY, "seed=0,1", "run_dir=sweep", "sweep.launcher=slurm", "sweep.slurm.gpus=0", "sweep.slurm.cpus=1"]
+    command = [sys.executable, "-m", "rewarm", "train", "-m", *words, "sweep.slurm.options=['--mem=0']"]
+    environment = slurm | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    logs = [path.read_text() for path in tmp_path.glob("sweep/.slurm/*.log")]
+    assert done.returncode == 0, (done.stderr, logs)
+    assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/summary.json")) == ["seed=0", "seed=1"]
+    assert len(logs) == 2
+    assert "next: rewarm report sweep" in done.stdout
+
+
+def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
+    words = [*TINY, "seed=0,1", f"run_dir={tmp_path}", "sweep.launcher=slurm"]
+    command = [sys.executable, "-m", "rewarm", "train", "-m", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rewarm: sweep.launcher=slurm: there is no sbatch here")
