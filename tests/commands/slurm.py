@@ -23,7 +23,7 @@ ClusterName=rewarm
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
-AuthInfo=socket={folder}/munge
+AuthInfo=socket={folder}/munge,cred_expire=5
 SlurmctldPort={controller}
 SlurmdPort={node}
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -40,10 +40,7 @@ def commands(folder: Path, **scripts: str) -> None:
 
 
 def read(pipe: Path) -> str:
-    """Return the line that the other end writes into a pipe.
-
-    It may take two minutes: SLURM can forget, when it cleans up after a job, that its next start was asked for.
-    """
+    """Return the line that the other end writes into a pipe."""
     return subprocess.run(["head", "-n1", pipe], capture_output=True, text=True, check=True, timeout=240).stdout
 
 
@@ -107,9 +104,8 @@ class Job:
         return self.run("bash", "-c", f"until scontrol show job {self.number} | grep -w JobState={state}; do :; done")
 
     def starts_again(self) -> bool:
-        """Wait until the job is queued again, and has started: now, where SLURM would let two minutes pass."""
+        """Wait until the job is queued again, and has started."""
         self.comes_to("PENDING")
-        self.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
         return self.started()
 
     def restarts(self) -> str:
