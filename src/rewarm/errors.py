@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """The signals that ask a run to save and leave: people and schedulers send them."""
@@ -17,8 +18,14 @@ class RewarmError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
         super().__init__(" ".join(message.splitlines()))
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[RewarmError], tuple[Any, ...]]:
+        # An error may be handed to another process; one that cannot be unpickled there would hide what went wrong.
+        return type(self), (str(self), self.exit_code)
 
 
 class UserError(RewarmError):
@@ -44,23 +51,14 @@ class StorageError(RewarmError):
 class PreemptedError(RewarmError):
     """The run was asked to stop, and was saved; the same command continues it."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    def __reduce__(self) -> tuple[type[PreemptedError], tuple[str, int]]:
-        # A run of a sweep hands its error to another process; one that cannot be unpickled there ends all runs.
-        return type(self), (str(self), self.exit_code)
-
 
 class PeerFailedError(RewarmError):
     """Another process of the run failed, and says why; this one only leaves, with the same exit code."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("another process of this run failed, and says why")
-        self.exit_code = exit_code
+        super().__init__("another process of this run failed, and says why", exit_code)
 
-    def __reduce__(self) -> tuple[type[PeerFailedError], tuple[int]]:
+    def __reduce__(self) -> tuple[type[PeerFailedError], tuple[Any, ...]]:
         return type(self), (self.exit_code,)
 
 

@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from rewarm import __version__
+from rewarm.commands.usage import USAGE
+from rewarm.config.compose import compose_config
+from rewarm.config.differences import flat
+from rewarm.config.values import parse_tokens
 from tests.conftest import ROOT, SMALL, rewarm
 
 WRONG = {
@@ -96,3 +102,15 @@ def test_a_sweep_differs_only_in_what_is_swept(tmp_path: Path) -> None:
     assert differing == {"warmup", "run_dir"}
     first_rows = [run.joinpath("metrics.jsonl").read_text().splitlines()[0] for run in runs]
     assert first_rows[0] == first_rows[1], "both start from the same weights and are scored on the same text"
+
+
+def test_the_defaults_that_help_says_are_those_of_a_run() -> None:
+    config = flat(asdict(compose_config()))
+    config |= {group: config[f"{group}.name"] for group in ("schedule", "model", "data")}
+    said = USAGE["train"].partition("at scale=local:")[2].partition("run_dir=")[0]
+    told = dict(re.findall(r"(?<=  )(\S+)=([^\s|…]+)", said))
+    del told["scale"]
+    assert len(told) == 11
+    for key, value in told.items():
+        was = "null" if config[key] is None else config[key]
+        assert was == (parse_tokens(key, value) if key == "budget" else type(was)(value)), key

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rewarm.commands.arms import Swept
-from rewarm.commands.arms import arms_of as arms_asked
+from rewarm.commands.arms import Swept, run_name
 from rewarm.commands.begin import begin
 from rewarm.config.command_line import parse
-from rewarm.config.compose import run_name
 from rewarm.config.plan import make_plan
 from rewarm.config.schema import Config, conf_dir
 from rewarm.errors import CheckpointError, UserError
@@ -188,8 +186,8 @@ def test_seeds_become_a_sweep_and_the_same_folder_takes_more_of_them() -> None:
 
 
 def test_arms_are_named_and_checked_at_the_door() -> None:
-    line = parse(["-m", "max_lr=1e-3,1e-4", "+data.upstream.path=a,'b=c'", "seed=1", "run_dir=x"])
-    names = [arm.name for arm in arms_asked(line, Swept.of(line))]
+    asked = swept("max_lr=1e-3,1e-4", "+data.upstream.path=a,'b=c'", "seed=1", "run_dir=x")
+    names = [arm.name for arm in asked.arms()]
     assert names == [
         f"+data.upstream.path={path},max_lr={lr},seed=1" for lr in ("0.001", "0.0001") for path in ("a", "'b=c'")
     ]
@@ -223,9 +221,9 @@ def test_an_arm_alone_is_a_run() -> None:
 
 
 def test_runs_are_named_by_what_differs() -> None:
-    assert run_name("arm=constant", 0) == "constant,seed=0"
-    assert run_name("init=/a/b,warmup=0.01", 2) == "init=-a-b,warmup=0.01,seed=2"
-    assert run_name("", 1) == "seed=1"
+    assert run_name(["arm=constant"], 0) == "constant,seed=0"
+    assert run_name(["init=/a/b", "warmup=0.01"], 2) == "init=-a-b,warmup=0.01,seed=2"
+    assert run_name([], 1) == "seed=1"
 
 
 USER_EXPERIMENT = """\

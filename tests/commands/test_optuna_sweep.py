@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from rewarm.commands import optuna_sweep
+from rewarm.commands.arms import Swept
 from rewarm.commands.begin import begin
 from rewarm.commands.sweep_tables import pareto
+from rewarm.config.command_line import parse
 from rewarm.errors import UserError
 from rewarm.storage import exclusive
 from tests.training.killing import ROOT, TINY
@@ -91,3 +93,26 @@ def test_without_the_extra_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(optuna_sweep.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'rewarm\[optuna\]'"):
         begin("train", ["-m", *SEARCH, "sweep.trials=3"])
+
+
+def test_values_that_are_chosen_again_while_they_run_are_run_once(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs rewarm[optuna]")
+    asked = Swept.of(parse(["-m", *TINY, "max_lr=choice(1e-3)", f"run_dir={tmp_path}"]))
+    study = optuna_sweep.Study(asked, 2)
+    job = study.next()
+    assert job is not None
+    assert study.next() is None
+    run(tmp_path, job.name, 2.0, 3.0)
+    study.done(job, 0)
+    assert trials(tmp_path) == [("COMPLETE", 2)] * 2
+
+
+@pytest.mark.parametrize("asked", [["dry_run=true"], ["--cfg", "job"]])
+def test_what_is_only_asked_about_begins_no_study(
+    tmp_path: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin("train", ["-m", *TINY, *SEARCH, "sweep.trials=7", f"run_dir={tmp_path / 'study'}", *asked])
+    said = capsys.readouterr().out
+    assert "max_lr=0.0001" in said
+    assert ("7 runs like this one" in said) == (asked == ["dry_run=true"])
+    assert not (tmp_path / "study").exists()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rewarm.commands.arms import Swept, arms_of
+from rewarm.commands.arms import Swept
 from rewarm.commands.begin import begin
 from rewarm.config.command_line import parse
 from rewarm.config.differences import differing
+from rewarm.diagnose.files import look
 from rewarm.runs.run import Run, find_runs, open_run
 from rewarm.runs.words import experiment_words, sweep_words, words_like
 from tests.conftest import SMALL, rewarm
@@ -75,10 +77,21 @@ def test_a_recipe_and_an_experiment_keep_data_start_and_steps(sweep: list[Run]) 
     line = parse(experiment_words(run, "warmup_length"))
     swept = Swept.of(line)
     assert swept.folder == Path("our runs")
-    for arm in arms_of(line, swept):
+    for arm in swept.arms():
         assert (arm.config.data, arm.config.init) == (run.config.data, run.config.init)
         assert arm.config.train == run.config.train
     assert sweep_words([run]) is None
+    upstream = replace(run, config=replace(run.config, data=replace(run.config.data, train="upstream")))
+    assert experiment_words(upstream, "warmup_length") == experiment_words(run, "warmup_length")
+
+
+def test_the_run_on_old_data_that_a_diagnosis_asks_for_differs_by_that_alone(sweep: list[Run]) -> None:
+    for run in sweep:
+        command = look(run).same_data_command
+        asked = begin("train", shlex.split(command.removeprefix("rewarm train ")))
+        assert asked is not None
+        assert set(differing(run.config, asked.config)) == {"data.train"}
+        assert asked.config.run_dir == f"our runs/{run.name}-same-data"
 
 
 def test_without_its_words_a_run_tells_them_by_its_config(sweep: list[Run]) -> None:

@@ -6,19 +6,20 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from rewarm.commands.launch import Job
 from rewarm.config.command_line import CommandLine
-from rewarm.config.compose import explain, from_hydra, run_name
+from rewarm.config.compose import explain, from_hydra
 from rewarm.config.differences import differing
 from rewarm.config.schema import Config
+from rewarm.config.values import quoted
 from rewarm.errors import UserError
 from rewarm.runs.run import is_run, open_run
 
@@ -34,18 +35,10 @@ RENAMED = {
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One run of a sweep."""
+class Arm(Job):
+    """One run of a sweep, and the config that it asks for."""
 
-    name: str
-    overrides: tuple[str, ...]
-    """All that its own command has, `run_dir` included."""
     config: Config = field(repr=False)
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder of its run."""
-        return Path(self.config.run_dir)
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,7 @@ class Swept:
     fixed: tuple[str, ...]
     several: tuple[Override, ...]
     folder: Path
+    config_dirs: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, line: CommandLine) -> Swept:
@@ -86,7 +80,7 @@ class Swept:
         named_dirs = [str(o.value()) for o in fixed if o.key_or_group == "run_dir"]
         folder = Path(named_dirs[-1]) if named_dirs else default_folder(overrides)
         lines = tuple(str(o.input_line) for o in fixed if o.key_or_group != "run_dir")
-        return cls(lines, tuple(several), folder)
+        return cls(lines, tuple(several), folder, line.folders)
 
     def combinations(self) -> Iterator[tuple[str, ...]]:
         """Return the overrides of each arm that the others do not have."""
@@ -97,21 +91,34 @@ class Swept:
                 )
         yield from product(*([f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] for o in self.several))
 
-    def arm(self, line: CommandLine, own: Sequence[str]) -> Arm:
+    def arm(self, own: Sequence[str]) -> Arm:
         """Return the arm with these overrides of its own. Raises `UserError` for a mistake in them."""
-        overrides = (*self.fixed, *own)
-        telling = sorted(word for word in own if not word.startswith("seed="))
-        composed = CommandLine(overrides, line.folders).compose("run_dir=unused")
-        name = run_name(",".join(telling), int(composed.seed) if str(composed.seed).isdigit() else 0)
-        run_dir = f"run_dir={_quoted(str(self.folder / name))}"
-        return Arm(
-            name, (*overrides, run_dir), from_hydra(CommandLine((*overrides, run_dir), line.folders).compose())
-        )
+        config = from_hydra(CommandLine((*self.fixed, *own), self.config_dirs).compose("run_dir=unused"))
+        name = run_name([word for word in own if not word.startswith("seed=")], config.seed)
+        folder = self.folder / name
+        places = (f"--config-dir={place}" for place in self.config_dirs)
+        arguments = (*places, *self.fixed, *own, f"run_dir={quoted(str(folder))}")
+        return Arm(name, arguments, folder, replace(config, run_dir=str(folder)))
+
+    def first(self) -> Arm:
+        """Return the arm with the first of all values, intervals too. Raises `UserError` for a mistake in it."""
+        return self.arm([f"{o.get_key_element()}={_first(o)}" for o in self.several])
+
+    def arms(self) -> list[Arm]:
+        """Return all arms, each checked. Raises `UserError` for the first mistake in any of them."""
+        return [self.arm(own) for own in self.combinations()]
 
 
-def _quoted(text: str) -> str:
-    """Return text that holds commas and equal signs as Hydra takes it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _first(several: Override) -> str:
+    """Return the first of the values that an override gives."""
+    value = several.value()
+    return str(value.start) if isinstance(value, IntervalSweep) else str(next(several.sweep_string_iterator()))
+
+
+def run_name(own: Sequence[str], seed: int) -> str:
+    """Return the folder name of a run out of the overrides that only it has, and its seed."""
+    words = (re.sub(r"^arm=", "", word) for word in sorted(own))
+    return ",".join((*words, f"seed={seed}")).replace("/", "-")
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -138,19 +145,9 @@ def default_folder(overrides: Sequence[Override]) -> Path:
     return Path(f"runs/{re.sub(r'[^A-Za-z0-9_.-]', '-', label)}-{digest}")
 
 
-def arms_of(line: CommandLine, swept: Swept) -> list[Arm]:
-    """Return all arms, each checked. Raises `UserError` for the first mistake in any of them."""
-    return [swept.arm(line, own) for own in swept.combinations()]
-
-
 def finished(arm: Arm) -> bool:
     """Return whether an arm was run to its end already, as it is asked for now."""
     if not is_run(arm.folder):
         return False
     run = open_run(arm.folder)
     return run.finished and not arm.config.extend and not differing(run.config, arm.config)
-
-
-def job(arm: Arm) -> Job:
-    """Return an arm as a command to start."""
-    return Job(arm.name, arm.overrides, arm.folder)

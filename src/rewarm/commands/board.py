@@ -34,6 +34,9 @@ class Row:
     began: float
     tokens: int = 0
     """Tokens at which it was when it began."""
+    ended: bool = False
+    cells: tuple[str, str, str] = ("", "", "")
+    """What is shown of it; its files are not read again when it has ended."""
 
 
 class Board:
@@ -89,8 +92,9 @@ class LiveBoard(Board):
 
     def ends(self, name: str, code: int) -> None:
         """Say in the table how the run ended."""
-        if name in self._rows:
-            self._rows[name].state = "finished" if code == 0 else "saved" if code >= 128 or code == 75 else "failed"
+        if row := self._rows.get(name):
+            row.state = "finished" if code == 0 else "saved" if code >= 128 or code == 75 else "failed"
+            row.cells, row.ended = _cells(row), True
         self._shown = 0.0
 
     def state(self, name: str, folder: Path, state: str) -> None:
@@ -105,7 +109,9 @@ class LiveBoard(Board):
         self._shown = time.monotonic()
         table = Table("run", "", *SIDES, "left", box=None, pad_edge=False)
         for name, row in self._rows.items():
-            table.add_row(name, row.state, *_cells(row))
+            if not row.ended:
+                row.cells = _cells(row)
+            table.add_row(name, row.state, *row.cells)
         self._live.update(table, refresh=True)
 
     def _write(self, line: str) -> None:

@@ -106,8 +106,11 @@ def describe(config: Config, plan: Plan) -> str:
     return "".join(f"{name:<{width}}{value}".rstrip() + "\n" for name, value in rows)
 
 
-def describe_sweep(arms: Sequence[tuple[str, Config]]) -> str:
-    """Return what the runs of a sweep would be together: a line for each, by name, and the sum."""
+def describe_sweep(arms: Sequence[tuple[str, Config]], trials: int | None = None) -> str:
+    """Return what the runs of a sweep would be together: a line for each, by name, and the sum.
+
+    Where Optuna will choose the runs there is one arm, an example of the `trials`.
+    """
     rows, total = [], 0
     for name, config in arms:
         plan = make_plan(config)
@@ -124,7 +127,9 @@ def describe_sweep(arms: Sequence[tuple[str, Config]]) -> str:
             )
         )
     table = text_table(("run", "schedule", "max LR", "replay", "steps", "tokens"), rows)
+    total *= trials or 1
+    runs = f"{len(arms)} runs" if trials is None else f"{trials} runs like this one, each of other values"
     given = arms[0][1].train.tokens_per_second
     speeds = (given,) if given else SPEEDS
     hours = ", ".join(f"{_duration(total / speed / 3600)} at {speed:,.0f} tokens/s" for speed in speeds)
-    return f"{table}\n{len(arms)} runs, {total:,} tokens, one after the other {hours}, without evaluation\n"
+    return f"{table}\n{runs}, {total:,} tokens, one after the other {hours}, without evaluation\n"

@@ -38,7 +38,8 @@ class Job:
     """A run to start."""
 
     name: str
-    overrides: tuple[str, ...]
+    arguments: tuple[str, ...]
+    """All that its own command has, `run_dir` included."""
     folder: Path
 
 
@@ -62,12 +63,6 @@ class Ended:
     """What the first run that did not finish said, with the exit code of the sweep."""
     failed: tuple[str, ...] = ()
     """Runs that did not finish."""
-
-
-def _error(text: str, code: int) -> RewarmError:
-    error = RewarmError(text)
-    error.exit_code = code
-    return error
 
 
 class _Running:
@@ -130,8 +125,8 @@ def _listen(job: Job, process: subprocess.Popen[str], shown: Board, *, prints: b
     return process.wait(), said
 
 
-def here(source: Source, options: SweepConfig, more: Sequence[str] = (), verb: str = "train") -> Ended:
-    """Run everything that a source gives on this machine, `options.jobs` at once; `more` are arguments of all."""
+def here(source: Source, options: SweepConfig, verb: str = "train") -> Ended:
+    """Run everything that a source gives on this machine, `options.jobs` at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = options.jobs or cores
     threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
@@ -140,7 +135,7 @@ def here(source: Source, options: SweepConfig, more: Sequence[str] = (), verb: s
     with running.listening(), board() as shown, ThreadPoolExecutor(jobs) as pool:
         while True:
             while len(futures) < jobs and not running.came and (job := source.next()) is not None:
-                command = [sys.executable, "-m", "rewarm", verb, *more, *job.overrides]
+                command = [sys.executable, "-m", "rewarm", verb, *job.arguments]
                 process = running.start(command, threads | os.environ)
                 running.processes[job.name] = process
                 if running.came:  # between the last look and the start
@@ -158,12 +153,12 @@ def here(source: Source, options: SweepConfig, more: Sequence[str] = (), verb: s
                 shown.ends(job.name, code)
                 source.done(job, code)
                 if code:
-                    errors.append(_error(said or f"{job.name}: ended with exit code {code}", code))
+                    errors.append(RewarmError(said or f"{job.name}: ended with exit code {code}", code))
                     failed.append(job.name)
             shown.refresh()
     if running.came:
         said = str(errors[0]) if errors else "stopped by a signal"
-        return Ended(_error(said, 128 + running.came[0]), tuple(failed))
+        return Ended(RewarmError(said, 128 + running.came[0]), tuple(failed))
     return Ended(errors[0] if errors else None, tuple(failed))
 
 
@@ -183,10 +178,10 @@ def follow_sweep() -> None:
 # --- SLURM ---------------------------------------------------------------------------------------------------------
 
 
-def _slurm(*command: str) -> str:
+def _slurm(*command: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return what a command of SLURM's prints. Raises `UserError` where there is none, or with what it says."""
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
         raise UserError(f"sweep.launcher=slurm: there is no {command[0]} here; start it where SLURM is") from None
     except subprocess.CalledProcessError as error:
@@ -215,7 +210,7 @@ def _flags(asked: SlurmConfig) -> list[str]:
     ]
 
 
-def on_slurm(source: Source, options: SweepConfig, folder: Path, more: Sequence[str] = ()) -> Ended:
+def on_slurm(source: Source, options: SweepConfig, folder: Path) -> Ended:
     """Run everything that a source gives as an array of jobs, each by `scripts/slurm`, and wait for them.
 
     Ctrl-C leaves the jobs in the queue, and says how to cancel them; the same command then waits for them again.
@@ -242,13 +237,13 @@ def on_slurm(source: Source, options: SweepConfig, folder: Path, more: Sequence[
     if not number:
         order = {job.name: str(i) for i, job in enumerate(jobs)}
         for job in jobs:
-            (place / order[job.name]).write_text("\n".join((*more, *job.overrides)) + "\n")
+            (place / order[job.name]).write_text("\n".join(job.arguments) + "\n")
         at_once = f"%{options.jobs}" if options.jobs else ""
         array, output = f"--array=0-{len(jobs) - 1}{at_once}", f"--output={place.resolve()}/%a.log"
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `rewarm` is
-        number = _slurm(
-            "sbatch", "--parsable", array, output, *_flags(options.slurm), str(SCRIPT), str(place.resolve())
-        )
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where `rewarm` is
+        flags = (array, output, *_flags(options.slurm))
+        environment = os.environ | {"PATH": path}
+        number = _slurm("sbatch", "--parsable", *flags, str(SCRIPT), str(place.resolve()), environment=environment)
         number = number.strip().partition(";")[0]
         written.write_text("\n".join((number, *(job.name for job in jobs))))
     return _await(source, jobs, number, order, place)
@@ -275,7 +270,7 @@ def _await(source: Source, jobs: Sequence[Job], number: str, order: dict[str, st
                     shown.ends(name, code)
                     source.done(job, code)
                     if code:
-                        errors.append(_error(f"{name}: did not finish; see {place / order[name]}.log", 1))
+                        errors.append(RewarmError(f"{name}: did not finish; see {place / order[name]}.log", 1))
                         failed.append(name)
                 shown.refresh()
                 if left and not came:
@@ -285,5 +280,5 @@ def _await(source: Source, jobs: Sequence[Job], number: str, order: dict[str, st
             signal.signal(n, handler)
     if came:
         text = f"the jobs stay in SLURM's queue; scancel {number} ends them, the same command waits for them again"
-        return Ended(_error(text, 128 + came[0]), tuple(left))
+        return Ended(RewarmError(text, 128 + came[0]), tuple(left))
     return Ended(errors[0] if errors else None, tuple(failed))

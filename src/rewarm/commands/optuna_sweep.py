@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from rewarm.commands.arms import Arm, Swept, job
+from rewarm.commands.arms import Swept
 from rewarm.commands.launch import Job, Source
-from rewarm.config.command_line import CommandLine
 from rewarm.config.schema import SIDES
 from rewarm.errors import UserError
 from rewarm.runs.run import read_summary
@@ -52,7 +51,7 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
 class Study(Source):
     """Runs that Optuna chooses one after the other, until the study has as many as are asked for."""
 
-    def __init__(self, line: CommandLine, swept: Swept, trials: int) -> None:
+    def __init__(self, swept: Swept, trials: int) -> None:
         if importlib.util.find_spec("optuna") is None:
             raise UserError(f"sweep.trials={trials}: Optuna is not installed; pip install 'rewarm[optuna]'")
         import optuna
@@ -61,9 +60,8 @@ class Study(Source):
         if not swept.several:
             raise UserError(f"sweep.trials={trials}: there is nothing to choose; give a key several values")
         optuna.logging.set_verbosity(logging.WARNING)
-        self._line, self._swept, self._trials = line, swept, trials
+        self._swept, self._trials = swept, trials
         self._keys = {o.get_key_element(): distribution(o) for o in swept.several}
-        swept.arm(line, [f"{key}={_first(d)}" for key, d in self._keys.items()])  # a mistake is told at the door
         swept.folder.mkdir(parents=True, exist_ok=True)
         workers = _Workers(swept.folder / ".workers")
         self._study = optuna.create_study(
@@ -77,41 +75,39 @@ class Study(Source):
                 self._study.enqueue_trial(trial.params)
                 self._study.tell(trial.number, state=TrialState.PRUNED)
         workers.join()
-        self._asked: dict[str, int] = {}
+        self._asked: dict[str, list[int]] = {}
+        """The trials of each run that has not ended; several where the same values were chosen again meanwhile."""
 
     def next(self) -> Job | None:
         """Return the run of the next trial; None where the study has enough."""
         from optuna.trial import TrialState
 
         counted = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
-        if len(self._study.get_trials(deepcopy=False, states=counted)) >= self._trials:
-            return None
-        trial = self._study.ask(self._keys)
-        arm: Arm = self._swept.arm(self._line, [f"{key}={_text(value)}" for key, value in trial.params.items()])
-        self._asked[arm.name] = trial.number
-        return job(arm)
+        while len(self._study.get_trials(deepcopy=False, states=counted)) < self._trials:
+            trial = self._study.ask(self._keys)
+            arm = self._swept.arm([f"{key}={_text(value)}" for key, value in trial.params.items()])
+            numbers = self._asked.setdefault(arm.name, [])
+            numbers.append(trial.number)
+            if len(numbers) == 1:
+                return arm
+        return None
 
     def done(self, ended: Job, code: int) -> None:
         """Tell the study what a run came to. One that diverged is an answer too; one that was stopped is none."""
         from optuna.trial import TrialState
 
         summary = read_summary(ended.folder)
-        number = self._asked.pop(ended.name)
         ends = [summary[side]["final"] if summary else None for side in SIDES]
         losses = [loss for loss in ends if loss is not None and math.isfinite(loss)]
-        if code == 0 and len(losses) == len(ends):
-            self._study.tell(number, losses)
-        elif code < 128 and code != 75:  # what was stopped stays as it is: the next command takes it up
-            self._study.tell(number, state=TrialState.FAIL)
+        for number in self._asked.pop(ended.name):
+            if code == 0 and len(losses) == len(ends):
+                self._study.tell(number, losses)
+            elif code < 128 and code != 75:  # what was stopped stays as it is: the next command takes it up
+                self._study.tell(number, state=TrialState.FAIL)
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - a number or a word
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
-
-
-def _first(choices: optuna.distributions.BaseDistribution) -> str:
-    """Return one of the values that may be chosen."""
-    return _text(choices.choices[0] if hasattr(choices, "choices") else choices.low)  # type: ignore[attr-defined]
 
 
 class _Workers:

@@ -65,9 +65,8 @@ def pareto(folder: Path) -> str:
 def failure(folder: Path, first: RewarmError, failed: Sequence[str]) -> RewarmError:
     """Return the error that ends a sweep of which `first` is what its first failed run said."""
     done, undone = finished_runs(folder, failed)
-    error = RewarmError(
+    return RewarmError(
         f"{len(undone)} of {len(done) + len(undone)} runs did not finish; the same command runs only those "
-        f"(the first said: {first})"
+        f"(the first said: {first})",
+        first.exit_code,
     )
-    error.exit_code = first.exit_code
-    return error

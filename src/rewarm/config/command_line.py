@@ -12,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from rewarm.config.compose import compose
 from rewarm.config.schema import conf_dir, defaults
+from rewarm.config.values import quoted
 from rewarm.errors import UserError, first_line, nearest
 
 FLAGS = ("-m", "--multirun", "-cd", "--config-dir", "-c", "--cfg", "-h", "--help")
-GROUPS = ("schedule", "model", "data", "optimizer", "tracker", "scale", "experiment", "arm")
+GROUPS = tuple(sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir()))
+"""The groups of configs: what may stand on the right of each is a file in its folder."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,3 @@ def _leaves(values: dict[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
         name = f"{prefix}{key}"
         found += _leaves(value, f"{name}.") if isinstance(value, dict) and value else [(name, value)]
     return found
-
-
-def quoted(value: object) -> str:
-    """Return a value as Hydra's grammar takes it on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return "[" + ",".join(map(quoted, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{quoted(v)}" for key, v in value.items()) + "}"
-    if isinstance(value, str) and not value.startswith("${"):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" if value else "''"
-    return str(value)

@@ -15,18 +15,12 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 
 from rewarm.config.checks import check
 from rewarm.config.schema import SIDES, Config, SourceConfig, conf_dir, defaults
-from rewarm.config.values import build, parse_tokens, taken_by
+from rewarm.config.values import build, parse_tokens, quoted, taken_by
 from rewarm.errors import RewarmError, UserError, choice, first_line, nearest
 
 RENAMED = {"experiment.horizon": "budget"}
 """Keys of earlier versions, and what to give instead."""
 SOURCES = tuple(f"data.{side}" for side in SIDES)
-
-
-def run_name(swept: str, seed: int) -> str:
-    """Return the folder name of a run out of the overrides that differ between runs, and its seed."""
-    name = re.sub(r"(^|,)arm=", r"\1", swept).replace("/", "-")
-    return f"{name},seed={seed}" if name else f"seed={seed}"
 
 
 def times(factor: float, number: object) -> object:
@@ -51,10 +45,9 @@ def register() -> None:
     ConfigStore.instance().store("schema", OmegaConf.create(defaults()))
     OmegaConf.register_new_resolver("times", times, replace=True)
     OmegaConf.register_new_resolver("scaled", scaled, replace=True)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
-register()  # on import, because a sweep's worker processes import this module and compose configs of their own
+register()
 
 
 def compose(*overrides: str, folders: Sequence[Path] = (), with_hydra: bool = False) -> DictConfig:
@@ -64,12 +57,12 @@ def compose(*overrides: str, folders: Sequence[Path] = (), with_hydra: bool = Fa
     mistake that Hydra finds.
     """
     register()
-    places = ",".join("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
+    places = quoted([f"file://{folder}" for folder in folders])
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             found = hydra.compose(
                 "config",
-                overrides=[*([f"hydra.searchpath=[{places}]"] if places else []), *overrides],
+                overrides=[*([f"hydra.searchpath={places}"] if folders else []), *overrides],
                 return_hydra_config=with_hydra,
             )
     except RewarmError:

@@ -225,3 +225,16 @@ def build(kind: type[T], values: object, key: str = "", *, saved: bool = False) 
         elif (not saved and f.default == MISSING) or (f.default is NO_DEFAULT and f.default_factory is NO_DEFAULT):
             raise UserError(f"{prefix}{f.name}: needs a value; give {prefix}{f.name}=…")
     return kind(**taken)
+
+
+def quoted(value: object) -> str:
+    """Return a value as Hydra's grammar takes it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(map(quoted, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{quoted(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, str) and not value.startswith("${"):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" if value else "''"
+    return str(value)

@@ -13,11 +13,12 @@ import numpy as np
 
 from rewarm.config.differences import differing
 from rewarm.config.schema import SIDES
+from rewarm.config.values import quoted
 from rewarm.data.layout import completed_tokens
 from rewarm.errors import RewarmError
 from rewarm.runs import checkpoint
 from rewarm.runs.run import Run, is_run, open_run
-from rewarm.runs.words import own_words
+from rewarm.runs.words import words_like
 from rewarm.storage import cache_dir
 
 EMBEDDINGS = ("embed_in.weight", "embed_tokens.weight", "wte.weight", "word_embeddings.weight")
@@ -155,11 +156,11 @@ def _same_data(run: Run) -> float | None:
 
 
 def _same_data_command(run: Run) -> str:
-    words = own_words(run)
-    if not words:
-        return ""
-    if "-m" in words or "--multirun" in words:
-        return "rewarm train -m experiment=same_data"
-    kept = [word for word in words if not word.startswith(("run_dir=", "replay=", "data.train="))]
-    folder = run.path.parent / f"{run.name}-same-data"
-    return "rewarm train " + shlex.join([*kept, "data.train=upstream", f"run_dir={folder}"])
+    folder = quoted(str(run.path.parent / f"{run.name}-same-data"))
+    words = [
+        *words_like(run, ("data.train", "replay")),
+        "data.train=upstream",
+        f"seed={run.seed}",
+        f"run_dir={folder}",
+    ]
+    return "rewarm train " + shlex.join(words)

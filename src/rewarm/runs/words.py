@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from rewarm.config.command_line import CommandLine, parse, quoted
+from rewarm.config.command_line import CommandLine, parse
 from rewarm.config.compose import from_hydra
 from rewarm.config.differences import differing, flat
 from rewarm.config.schema import Config
+from rewarm.config.values import quoted
 from rewarm.errors import RewarmError
 from rewarm.runs.run import Run
 
@@ -67,16 +67,19 @@ def words_like(run: Run, free: Sequence[str] = RECIPE) -> list[str]:
         line = CommandLine(())
     kept = tuple(word for word in line.overrides if not _among(_key(word), (*ITS_OWN, *free)))
     folders = tuple(folder for folder in line.folders if folder.is_dir())
-    values: dict[str, Any] = {key: getattr(run.config, key) for key in free if hasattr(run.config, key)}
     line = CommandLine(kept, folders)
     composed = _composed(line, run.config.budget)
     if composed is None:  # words of another version, or that lead to what is gone: its config says it all
         kept, line = (), CommandLine((), folders)
         composed = _composed(line, run.config.budget) or _composed(line, ANY_BUDGET)
     assert composed is not None, "the defaults alone are a config"
-    found = differing(replace(composed, seed=run.config.seed, **values), run.config)
+    found = differing(replace(composed, seed=run.config.seed), run.config)
     there = flat(asdict(run.config))
-    more = [f"++{key}={quoted(was)}" if key in there else f"~{key}" for key, (_, was) in found.items()]
+    more = [
+        f"++{key}={quoted(was)}" if key in there else f"~{key}"
+        for key, (_, was) in found.items()
+        if not _among(key, free)
+    ]
     return [*(f"--config-dir={folder}" for folder in folders), *kept, *more]
 
 
