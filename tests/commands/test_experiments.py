@@ -17,7 +17,8 @@ from rewarm.commands.arms import Swept, run_name
 from rewarm.commands.begin import begin
 from rewarm.config.command_line import parse
 from rewarm.config.plan import make_plan
-from rewarm.config.schema import Config, conf_dir
+from rewarm.config.schema import Config
+from rewarm.config.shipped import conf_dir
 from rewarm.errors import CheckpointError, UserError
 from rewarm.model.init import nearest_by_loss, resolve_init
 from rewarm.runs.folder import RunFolder

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -98,12 +99,12 @@ def test_without_the_extra_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 def test_values_that_are_chosen_again_while_they_run_are_run_once(tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="needs rewarm[optuna]")
     asked = Swept.of(parse(["-m", *TINY, "max_lr=choice(1e-3)", f"run_dir={tmp_path}"]))
-    study = optuna_sweep.Study(asked, 2)
-    job = study.next()
-    assert job is not None
-    assert study.next() is None
-    run(tmp_path, job.name, 2.0, 3.0)
-    study.done(job, 0)
+    with closing(optuna_sweep.Study(asked, 2)) as study:
+        job = study.next()
+        assert job is not None
+        assert study.next() is None
+        run(tmp_path, job.name, 2.0, 3.0)
+        study.done(job, 0)
     assert trials(tmp_path) == [("COMPLETE", 2)] * 2
 
 

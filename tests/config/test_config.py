@@ -9,7 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from rewarm.config.compose import register
 from rewarm.config.plan import make_plan
-from rewarm.config.schema import Config, conf_dir
+from rewarm.config.schema import Config
+from rewarm.config.shipped import conf_dir
 from rewarm.config.values import parse_tokens, value_text
 from rewarm.errors import UserError
 from rewarm.schedules import SCHEDULES

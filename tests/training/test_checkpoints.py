@@ -7,16 +7,19 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rewarm.config.schema import ModelConfig, OptimizerConfig, ScalerConfig
+from rewarm.config.plan import make_plan
+from rewarm.config.schema import CheckpointConfig, ModelConfig, OptimizerConfig, ScalerConfig
 from rewarm.errors import CheckpointError
 from rewarm.model.init import Init
 from rewarm.model.weights import load_model
+from rewarm.runs.checkpoint import prune
 from rewarm.storage import sealed
 from rewarm.training.checkpoints import folder as checkpoints
 from rewarm.training.checkpoints.loading import load, load_moments
@@ -24,6 +27,7 @@ from rewarm.training.checkpoints.saving import BackgroundSaver
 from rewarm.training.checkpoints.snapshot import Snapshot
 from rewarm.training.precision import LossScaler
 from rewarm.training.state import TrainState, make_optimizer
+from tests.conftest import make_config
 from tests.training.killing import assert_equal_trees
 
 SHAPE = ModelConfig(
@@ -31,6 +35,7 @@ SHAPE = ModelConfig(
     intermediate_size=32, max_context=32,
 )  # fmt: skip
 CPU = torch.device("cpu")
+PLAN = make_plan(make_config())
 
 
 def make_state(seed: int = 0) -> TrainState:
@@ -135,7 +140,7 @@ def test_damaged_checkpoints_are_kept_and_not_counted(saved: Path) -> None:
     for _ in range(2):
         step(state)
     save(saved, state)
-    checkpoints.prune(saved, keep=2, keep_every=None, milestones=())
+    prune(saved, CheckpointConfig(keep=2), PLAN)
     assert sorted(path.name for path in saved.iterdir()) == ["step-1", "step-2", "step-2.damaged-1"]
 
 
@@ -149,9 +154,9 @@ def test_retention_keeps_the_last_multiples_and_milestones(tmp_path: Path) -> No
     for number in range(1, 11):
         (tmp_path / f"step-{number}").mkdir()
         (tmp_path / f"step-{number}/manifest.json").write_text("{}")
-    checkpoints.prune(tmp_path, keep=2, keep_every=4, milestones={3})
+    prune(tmp_path, CheckpointConfig(keep=2, keep_every=4), replace(PLAN, milestones=(3,)))
     assert checkpoints.steps(tmp_path) == [3, 4, 8, 9, 10]
-    checkpoints.prune(tmp_path, keep=0, keep_every=None, milestones=())
+    prune(tmp_path, CheckpointConfig(keep=0), PLAN)
     assert checkpoints.steps(tmp_path) == [3, 4, 8, 9, 10]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from rewarm.commands.arms import Arm
 from rewarm.config.plan import Plan, make_plan
 from rewarm.config.schema import Config
 from rewarm.data.prepare import needed_tokens
@@ -106,30 +107,51 @@ def describe(config: Config, plan: Plan) -> str:
     return "".join(f"{name:<{width}}{value}".rstrip() + "\n" for name, value in rows)
 
 
-def describe_sweep(arms: Sequence[tuple[str, Config]], trials: int | None = None) -> str:
-    """Return what the runs of a sweep would be together: a line for each, by name, and the sum.
+def describe_sweep(arms: Sequence[Arm], trials: int | None = None) -> str:
+    """Return what the runs of a sweep would be together: a line for each, and the sum.
 
-    Where Optuna will choose the runs there is one arm, an example of the `trials`.
+    A run that begins as another stands under it. Where Optuna chooses there is one arm, an example of the `trials`.
     """
-    rows, total = [], 0
-    for name, config in arms:
-        plan = make_plan(config)
-        tokens = plan.steps * plan.tokens_per_step
-        total += tokens
-        rows.append(
-            (
-                name,
-                config.schedule.name,
-                f"{config.max_lr:g}",
-                f"{config.replay:g}",
-                f"{plan.steps:,}",
-                tokens_text(tokens),
-            )
-        )
-    table = text_table(("run", "schedule", "max LR", "replay", "steps", "tokens"), rows)
-    total *= trials or 1
+    plans = {arm.name: make_plan(arm.config) for arm in arms}
+    rows = []
+    alone = together = 0
+    for depth, arm in _in_order(arms, None, 0):
+        config, plan = arm.config, plans[arm.name]
+        begins = arm.begins.step if arm.begins else 0
+        trained = (plan.steps - begins) * plan.tokens_per_step
+        alone += plan.steps * plan.tokens_per_step
+        together += trained
+        settings = (config.schedule.name, f"{config.max_lr:g}", f"{config.replay:g}")
+        name = "  " * depth + arm.name
+        rows.append((name, *settings, f"{begins:,}" if begins else "", f"{plan.steps:,}", tokens_text(trained)))
+    table = text_table(("run", "schedule", "max LR", "replay", "from step", "steps", "tokens"), rows)
     runs = f"{len(arms)} runs" if trials is None else f"{trials} runs like this one, each of other values"
-    given = arms[0][1].train.tokens_per_second
+    alone, together = (tokens * (trials or 1) for tokens in (alone, together))
+    lines = [f"{runs}, {alone:,} tokens"]
+    if together < alone:
+        fewer = f"{alone / together:.2f} times fewer; sweep.share=false trains each alone"
+        lines = [f"{runs}, {alone:,} tokens alone and {together:,} with what they share trained once ({fewer})"]
+        lines += _branch_points(arms, plans)
+    given = arms[0].config.train.tokens_per_second
     speeds = (given,) if given else SPEEDS
-    hours = ", ".join(f"{_duration(total / speed / 3600)} at {speed:,.0f} tokens/s" for speed in speeds)
-    return f"{table}\n{runs}, {total:,} tokens, one after the other {hours}, without evaluation\n"
+    hours = ", ".join(f"{_duration(together / speed / 3600)} at {speed:,.0f} tokens/s" for speed in speeds)
+    lines.append(f"one after the other {hours}, without evaluation")
+    return f"{table}\n" + "".join(f"{line}\n" for line in lines)
+
+
+def _in_order(arms: Sequence[Arm], of: str | None, depth: int) -> Iterator[tuple[int, Arm]]:
+    """Yield the arms that begin as the one named `of`, each with its depth, and after each those that begin as it."""
+    for arm in arms:
+        if (arm.begins.name if arm.begins else None) == of:
+            yield depth, arm
+            yield from _in_order(arms, arm.name, depth + 1)
+
+
+def _branch_points(arms: Sequence[Arm], plans: Mapping[str, Plan]) -> list[str]:
+    """Return the line about the disk that is needed for what is saved for other runs."""
+    shape = shape_of(arms[0].config.model)
+    points = sum(len({a.begins.step for a in arms if a.begins and a.begins.name == name}) for name in plans)
+    if shape is None:
+        return []
+    size = _size(points * CHECKPOINT_BYTES * shape.parameters)
+    return [f"where they part {points} checkpoints are kept until all that begin there have begun: {size} at most"]

@@ -9,6 +9,7 @@ import fcntl
 import importlib.util
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ class Study(Source):
         self._swept, self._trials = swept, trials
         self._keys = {o.get_key_element(): distribution(o) for o in swept.several}
         swept.folder.mkdir(parents=True, exist_ok=True)
-        workers = _Workers(swept.folder / ".workers")
+        self._workers = workers = _Workers(swept.folder / ".workers")
         self._study = optuna.create_study(
             study_name="rewarm",
             storage=f"sqlite:///{swept.folder / 'optuna.db'}",
@@ -78,6 +79,10 @@ class Study(Source):
         self._asked: dict[str, list[int]] = {}
         """The trials of each run that has not ended; several where the same values were chosen again meanwhile."""
 
+    def close(self) -> None:
+        """Work on the study no more."""
+        self._workers.close()
+
     def next(self) -> Job | None:
         """Return the run of the next trial; None where the study has enough."""
         from optuna.trial import TrialState
@@ -91,6 +96,10 @@ class Study(Source):
             if len(numbers) == 1:
                 return arm
         return None
+
+    def all(self) -> Sequence[Job]:
+        """Return the runs of all trials that are left, chosen before the first of them has ended."""
+        return list(iter(self.next, None))
 
     def done(self, ended: Job, code: int) -> None:
         """Tell the study what a run came to. One that diverged is an answer too; one that was stopped is none."""
@@ -128,3 +137,7 @@ class _Workers:
         """Work on the study until this process ends."""
         with suppress(OSError):
             fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Work on the study no more."""
+        self._file.close()

@@ -9,30 +9,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rewarm.commands import sweep_tables
-from rewarm.commands.arms import Arm, Swept, finished
-from rewarm.commands.launch import Job, Source, here, on_slurm
+from rewarm.commands.arms import Swept
+from rewarm.commands.launch import Source, here
+from rewarm.commands.shared import Arms, left_of, share
+from rewarm.commands.slurm import on_slurm
 from rewarm.config.command_line import CommandLine
 from rewarm.config.schema import SweepConfig
-
-log = logging.getLogger(__name__)
-
-
-class Listed(Source):
-    """Arms that are all known beforehand, in order."""
-
-    def __init__(self, arms: Sequence[Arm]) -> None:
-        self._left = list(arms)
-
-    def next(self) -> Job | None:
-        """Return the next arm to start, or None."""
-        return self._left.pop(0) if self._left else None
-
-    def done(self, ended: Job, code: int) -> None:
-        """Do nothing: no arm waits for another."""
 
 
 def sweep(verb: str, line: CommandLine) -> None:
@@ -42,30 +28,24 @@ def sweep(verb: str, line: CommandLine) -> None:
     first = swept.first()
     trials = first.config.sweep.trials if verb == "train" else None
     arms = swept.arms() if trials is None else [first]
+    shares = first.config.sweep.share
     if line.shows:
         sys.stdout.write("".join(f"# {arm.name}\n{' '.join(arm.arguments)}\n" for arm in arms))
     elif verb == "train" and first.config.dry_run:
         from rewarm.commands.dry_run import describe_sweep
 
-        sys.stdout.write(describe_sweep([(arm.name, arm.config) for arm in arms], trials))
+        sys.stdout.write(describe_sweep(share(arms) if shares else arms, trials))
     elif verb != "train":
-        ended = here(Listed(arms), SweepConfig(jobs=1), verb)
+        ended = here(Arms(arms), SweepConfig(jobs=1), verb)
         if ended.error is not None:
             raise ended.error
     elif trials is not None:
         from rewarm.commands.optuna_sweep import Study
 
-        _train(swept.folder, first.config.sweep, Study(swept, trials))
+        with closing(Study(swept, trials)) as study:
+            _train(swept.folder, first.config.sweep, study)
     else:
-        _train(swept.folder, first.config.sweep, Listed(_unfinished(arms)))
-
-
-def _unfinished(arms: Sequence[Arm]) -> list[Arm]:
-    left = [arm for arm in arms if not finished(arm)]
-    for arm in arms:
-        if arm not in left:
-            log.info("%s: is finished already; nothing to do", arm.name)
-    return left
+        _train(swept.folder, first.config.sweep, Arms(left_of(arms, shares=shares)))
 
 
 def _train(folder: Path, options: SweepConfig, source: Source) -> None:

@@ -16,9 +16,7 @@ KEYS = ("start", "peak", "final")
 
 def finished_runs(folder: Path, failed: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
     """Return the runs of a sweep that have finished, and the names of those that have not, `failed` ones too."""
-    found = (
-        sorted(path for path in folder.iterdir() if path.is_dir() and "seed=" in path.name) if folder.is_dir() else []
-    )
+    found = sorted(path for path in folder.glob("*seed=*") if path.is_dir() and not path.name.startswith("."))
     done = [path for path in found if read_summary(path) is not None]
     names = {path.name for path in found} - {path.name for path in done} | set(failed)
     return done, sorted(names)

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from rewarm.config.compose import compose
-from rewarm.config.schema import conf_dir, defaults
+from rewarm.config.shipped import conf_dir, defaults
 from rewarm.config.values import quoted
 from rewarm.errors import UserError, first_line, nearest
 

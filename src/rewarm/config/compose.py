@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rewarm.config.checks import check
-from rewarm.config.schema import SIDES, Config, SourceConfig, conf_dir, defaults
+from rewarm.config.schema import SIDES, Config, SourceConfig
+from rewarm.config.shipped import conf_dir, defaults
 from rewarm.config.values import build, parse_tokens, quoted, taken_by
 from rewarm.errors import RewarmError, UserError, choice, first_line, nearest
 

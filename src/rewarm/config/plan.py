@@ -34,6 +34,8 @@ class Plan:
     save_every: int
     milestones: tuple[int, ...]
     """Steps whose checkpoint is saved and never removed."""
+    forks: tuple[int, ...] = ()
+    """Steps that are saved for runs that begin as this one."""
 
     def logs(self, step: int) -> bool:
         """Return whether training metrics are written at `step`."""
@@ -46,6 +48,14 @@ class Plan:
 
     def saves(self, step: int) -> bool:
         """Return whether a checkpoint is written at `step`."""
+        return step in self.forks or self._saves_alone(step)
+
+    @property
+    def saved_for_others(self) -> tuple[int, ...]:
+        """Return the steps that are saved for other runs alone."""
+        return tuple(step for step in self.forks if not self._saves_alone(step))
+
+    def _saves_alone(self, step: int) -> bool:
         return step > 0 and (step % self.save_every == 0 or step == self.steps or step in self.milestones)
 
     def early_stop(self) -> str | None:
@@ -140,6 +150,7 @@ def make_plan(config: Config, extensions: Sequence[Extension] = ()) -> Plan:
         dense_steps=max(spec.warmup_steps, round(config.evaluation.dense_until * spec.total_steps)),
         save_every=config.checkpoint.every,
         milestones=tuple(round(tokens / tokens_per_step) for tokens in config.checkpoint.milestones),
+        forks=tuple(step for step in config.fork.steps if step <= last),
     )
 
 

@@ -7,10 +7,8 @@ torch nor transformers, so that a mistake is answered at once.
 
 from __future__ import annotations
 
-from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 from rewarm.config.values import MISSING, Choice, Text, TokenCount, Within
 from rewarm.schedules import DECAY_SHAPES, SCHEDULES
@@ -315,9 +313,21 @@ class SweepConfig:
     """Where they run: on this machine, or as jobs of SLURM."""
     jobs: Annotated[int, Within(1, 10**4)] | None = None
     """Runs at once; not given, one for each CPU core here, and all that SLURM lets run there."""
+    share: bool = True
+    """Train what several runs begin with once; each is the run that it would be alone, to the last bit."""
     trials: Count | None = None
     """Runs that Optuna chooses among the values, for both final losses; not given, all combinations are run."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+
+@dataclass(frozen=True)
+class ForkConfig:
+    """What is trained once for several runs. A sweep gives these keys to its runs; numbers do not depend on them."""
+
+    run: Words | None = None
+    """A run that this one begins as: its newest checkpoint up to which both are the same is taken from there."""
+    steps: list[Annotated[int, Within(1)]] = field(default_factory=list)
+    """Steps that are saved for runs that begin as this one, until their sweep needs them no more."""
 
 
 @dataclass(frozen=True)
@@ -375,22 +385,4 @@ class Config:
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     arm: ArmConfig = field(default_factory=ArmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-
-
-def conf_dir() -> Path:
-    """Return the folder of the shipped configs: inside the package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed, checkout = package / "conf", package.parents[1] / "conf"
-    return installed if installed.is_dir() else checkout
-
-
-def defaults(kind: type = Config) -> dict[str, Any]:
-    """Return the keys of a group and their defaults as plain values: `???` where one must be given."""
-    found: dict[str, Any] = {}
-    for f in fields(kind):
-        make: Any = f.default_factory
-        if isinstance(make, type) and is_dataclass(make):
-            found[f.name] = defaults(make)
-        else:
-            found[f.name] = f.default if make is NO_DEFAULT else make()
-    return found
+    fork: ForkConfig = field(default_factory=ForkConfig)

@@ -60,7 +60,8 @@ def beginnings(
         if len(members) == 1:
             continue
         updates = {number: _updates(runs[number][1]) for number in members}
-        ordered = sorted(members, key=lambda number: (updates[number].tobytes(), number))
+        # From high to low learning rates: of curves that decay, the one that does so last is the trunk of the others.
+        ordered = sorted(members, key=lambda number: (updates[number].tobytes(), -number), reverse=True)
         # Each run begins as the nearest one before it that shares less with its own neighbour: the first of all that
         # share as much. Trees stay flat so, and arms side by side wait for few others.
         candidates = [(ordered[0], 0)]
@@ -91,7 +92,7 @@ def _updates(plan: Plan) -> NDArray[np.void]:
     found["lr"] = lr_curve(plan.schedule, np.arange(1, plan.steps + 1))
     # What is logged depends on the schedule by its warm-up only, so that arms have few kinds of it between them.
     bare = ScheduleSpec("constant", 1.0, 1.0, plan.schedule.warmup_steps, 0)
-    found["lines"] = _lines(replace(plan, schedule=bare, save_every=1, milestones=()))
+    found["lines"] = _lines(replace(plan, schedule=bare, save_every=1, milestones=(), forks=()))
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rewarm.config.plan import Plan
 from rewarm.config.schema import Config, ModelConfig
 from rewarm.data.tokenizers import ASSETS
 
@@ -19,6 +20,9 @@ ADAMW_BYTES = 16
 """Bytes a parameter takes in training: weight, gradient and both moments in FP32."""
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """Keys of a config.json that a checkpoint and the model that it is a checkpoint of have in common."""
+PAYS_FROM = {"cpu": 1.5e14, "cuda": 3e16}
+"""Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are seven minutes or more, of
+which a tenth or more is won for 35 seconds of compiling (docs/performance.md); for GPUs it is an estimate."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,12 @@ def flops_per_token(config: Config) -> int | None:
     """Return the floating-point operations of training for one token; None where the model's shape is not known."""
     shape = shape_of(config.model)
     return shape.flops(config.train.context) if shape else None
+
+
+def run_flops(config: Config, plan: Plan) -> int | None:
+    """Return the floating-point operations of a whole training; None where the model's shape is not known."""
+    flops = flops_per_token(config)
+    return flops and flops * plan.steps * plan.tokens_per_step
 
 
 def known_config(name: str) -> Path | None:

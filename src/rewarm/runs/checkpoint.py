@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+from rewarm.config.plan import Plan
+from rewarm.config.schema import CheckpointConfig
 from rewarm.errors import CheckpointError
 from rewarm.storage import is_sealed
 
@@ -48,6 +51,21 @@ def steps(checkpoints: Path) -> list[int]:
         return []
     found = ((step_of(path), path) for path in checkpoints.iterdir())
     return sorted(step for step, path in found if step is not None and (path / MANIFEST).is_file())
+
+
+def prune(checkpoints: Path, config: CheckpointConfig, plan: Plan, *, forks: bool = True) -> None:
+    """Remove all checkpoints but those that `config` keeps, and with `forks` those that other runs begin from.
+
+    What is saved for other runs alone does not count among the latest ones.
+    """
+    found = steps(checkpoints)
+    own = [step for step in found if step not in plan.saved_for_others]
+    kept = set(own[-config.keep :] if config.keep else own) | set(plan.milestones) | set(plan.forks if forks else ())
+    for step in found:
+        if step not in kept and not (step in own and config.keep_every and step % config.keep_every == 0):
+            # Renamed first: a kill in between must not leave half a checkpoint behind.
+            aside = folder_of(checkpoints, step).rename(checkpoints / f".step-{step}.old.tmp")
+            shutil.rmtree(aside)
 
 
 def file_digest(path: Path) -> str:

@@ -237,6 +237,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 def _walk(path: Path) -> Iterable[Path]:
     for folder, inside, _ in os.walk(path, followlinks=True):
+        inside[:] = [name for name in inside if not name.endswith(".fork.tmp")]  # left by a command that was killed
         if is_run(Path(folder)):
             inside[:] = [name for name in inside if name != checkpoint.CHECKPOINTS]
             yield Path(folder)

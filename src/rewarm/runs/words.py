@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from rewarm.config.command_line import CommandLine, parse
 from rewarm.config.compose import from_hydra
@@ -26,6 +27,7 @@ ITS_OWN = (
     "extend",
     "allow_lost_metrics",
     "sweep",
+    "fork",
     "hydra",
 )
 """Keys and groups that make a run the one that it is, or say how it was started."""
@@ -67,13 +69,14 @@ def words_like(run: Run, free: Sequence[str] = RECIPE) -> list[str]:
         line = CommandLine(())
     kept = tuple(word for word in line.overrides if not _among(_key(word), (*ITS_OWN, *free)))
     folders = tuple(folder for folder in line.folders if folder.is_dir())
+    values: dict[str, Any] = {key: getattr(run.config, key) for key in free if hasattr(run.config, key)}
     line = CommandLine(kept, folders)
     composed = _composed(line, run.config.budget)
     if composed is None:  # words of another version, or that lead to what is gone: its config says it all
         kept, line = (), CommandLine((), folders)
         composed = _composed(line, run.config.budget) or _composed(line, ANY_BUDGET)
     assert composed is not None, "the defaults alone are a config"
-    found = differing(replace(composed, seed=run.config.seed), run.config)
+    found = differing(replace(composed, seed=run.config.seed, **values), run.config)
     there = flat(asdict(run.config))
     more = [
         f"++{key}={quoted(was)}" if key in there else f"~{key}"
@@ -99,8 +102,8 @@ def sweep_words(runs: Sequence[Run]) -> list[str] | None:
     given = [{_key(word): word for word in parse(own_words(run)).overrides} for run in runs]
     if not all(given):
         return None
-    own = {"run_dir", "seed", "seeds"}
-    keys = [key for key in dict.fromkeys(key for words in given for key in words) if key not in own]
+    own = ("run_dir", "seed", "seeds", "fork")
+    keys = [key for key in dict.fromkeys(key for words in given for key in words) if not _among(key, own)]
     if not all(key in words for words in given for key in keys):
         return None
     values = {key: list(dict.fromkeys(words[key].partition("=")[2] for words in given)) for key in keys}

@@ -10,11 +10,8 @@ import torch
 
 from rewarm.config.schema import Config
 from rewarm.model.losses import TokenLoss, differentiate
+from rewarm.model.shape import PAYS_FROM
 from rewarm.storage import cache_dir
-
-PAYS_FROM = {"cpu": 1.5e14, "cuda": 3e16}
-"""Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are seven minutes or more, of
-which a tenth or more is won for 35 seconds of compiling (docs/performance.md); for GPUs it is an estimate."""
 
 
 def compiles(config: Config, device: torch.device, flops: float | None) -> bool:
@@ -24,7 +21,7 @@ def compiles(config: Config, device: torch.device, flops: float | None) -> bool:
     """
     if config.train.compile is not None:
         return config.train.compile
-    if flops is None or flops < PAYS_FROM.get(device.type, float("inf")):
+    if config.train.parallel == "fsdp" or flops is None or flops < PAYS_FROM.get(device.type, float("inf")):
         return False
     return device.type != "cpu" or any(
         shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name

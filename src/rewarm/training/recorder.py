@@ -12,7 +12,7 @@ from tqdm import tqdm
 from rewarm.config.plan import Plan
 from rewarm.config.schema import SIDES, Config
 from rewarm.runs.folder import METRICS, Line, RunFolder
-from rewarm.runs.metrics import read_metrics
+from rewarm.runs.metrics import read_content, read_lines, read_metrics
 from rewarm.runs.summary import summarize
 from rewarm.tracking import Trackers
 
@@ -42,9 +42,14 @@ class Recorder:
 class RunRecorder(Recorder):
     """Writes to a run's folder, and feeds the trackers, which are closed at the end of the block."""
 
-    def __init__(self, config: Config, plan: Plan, folder: RunFolder, run_id: str, tokens: int) -> None:
+    def __init__(
+        self, config: Config, plan: Plan, folder: RunFolder, run_id: str, tokens: int, *, begins: bool
+    ) -> None:
         self._folder = folder
         self._trackers = Trackers(config, folder.path, run_id)
+        if begins:  # what was trained by the run that this one begins as; trackers have not seen it
+            for _, _, values in read_lines(read_content(folder.path / METRICS)):
+                self._trackers.log(values or {})
         self._summary: Mapping[str, Any] | None = None
         total = plan.steps * plan.tokens_per_step
         # Without a terminal there is no bar, but a line in the log for each evaluation.

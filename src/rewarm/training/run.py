@@ -21,9 +21,11 @@ from rewarm.data.prepare import RunData, check_domain_fields, open_data
 from rewarm.data.tokenizers import load_tokenizer
 from rewarm.errors import UserError
 from rewarm.model.init import Init, pin, resolve_init, resolve_pinned
+from rewarm.model.shape import run_flops
 from rewarm.model.weights import count_parameters
 from rewarm.runs.checkpoint import step_of
 from rewarm.runs.folder import RunFolder
+from rewarm.runs.fork import begin_as_asked
 from rewarm.runs.manifest import Chosen, Manifest, Pinned
 from rewarm.runs.run import open_run, read_manifest, read_summary
 from rewarm.runs.summary import table
@@ -32,7 +34,7 @@ from rewarm.training.agreement import agreed, check_divides, check_restarts, che
 from rewarm.training.checkpoints import folder as checkpoints
 from rewarm.training.checkpoints.loading import load, load_moments
 from rewarm.training.checkpoints.saving import Writer, make_saver
-from rewarm.training.compiling import compile_model
+from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.distributed import collectives, together, world
 from rewarm.training.exactness import changed, conditions, describe_change, kept_threads
 from rewarm.training.loop import Loop, train
@@ -97,6 +99,7 @@ def run(config: Config) -> tuple[float, float]:
             if not folder.exists():
                 check_empty(folder)
                 resolve_init(config.init)
+                begin_as_asked(config, compiles=compiles(config, device, run_flops(config, make_plan(config))))
             folder.create()
             held.enter_context(folder.lock())
             return _find_start(config, folder) if folder.exists() else (True, None)
@@ -176,9 +179,9 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
             manifest = replace(manifest, changes=[*begun.changes, {"after": state.step, **difference}])
         folder.write_manifest(manifest)
         folder.write_config(config)
-        recorder = RunRecorder(config, plan, folder, manifest.id or "", state.tokens)
+        recorder = RunRecorder(config, plan, folder, manifest.id or "", state.tokens, begins=begun.id is None)
     profiled = folder.path / "profile" if config.profile and world.is_first() else None
-    writer = Writer(folder, config.checkpoint, plan.milestones, state.model, tokenizer.folder)
+    writer = Writer(folder, config.checkpoint, plan, state.model, tokenizer.folder)
     with recorder:
         with (
             make_saver(state, writer) as saver,

@@ -13,7 +13,7 @@ from rewarm.data.tokenizers import Tokenizer
 from rewarm.model.architectures import balance_of
 from rewarm.model.init import Init
 from rewarm.model.losses import TokenLoss
-from rewarm.model.shape import flops_per_token
+from rewarm.model.shape import flops_per_token, run_flops
 from rewarm.model.weights import check_fits, load_model
 from rewarm.runs.manifest import Chosen
 from rewarm.training import microbatch
@@ -62,10 +62,8 @@ def make_choices(config: Config, plan: Plan, begun: Chosen, token_loss: TokenLos
         micro_batch = collectives.broadcast_object(lambda: microbatch.choose(config, token_loss, precision))
     compiled = begun.compiled
     if compiled is None:
-        flops = flops_per_token(config)
-        flops = flops and flops * plan.steps * plan.tokens_per_step
-        compiled = collectives.broadcast_object(lambda: compiles(config, precision.device, flops))
-    return Chosen(precision.name, micro_batch, compiled and not parallel.is_sharded(token_loss))
+        compiled = collectives.broadcast_object(lambda: compiles(config, precision.device, run_flops(config, plan)))
+    return Chosen(precision.name, micro_batch, compiled)
 
 
 def peak_tokens_per_second(config: Config, precision: Precision) -> float | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +108,3 @@ def clean(parent: Path) -> None:
     """Remove what a killed process left half written or half removed. Only for the owner of the run's lock."""
     for path in parent.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def prune(parent: Path, keep: int, keep_every: int | None, milestones: Collection[int]) -> None:
-    """Remove all checkpoints but the last `keep` (0: keep all), multiples of `keep_every`, and milestones."""
-    if keep == 0:
-        return
-    for step in steps(parent)[:-keep]:
-        if step not in milestones and not (keep_every and step % keep_every == 0):
-            # Renamed first: a kill in between must not leave half a checkpoint behind.
-            aside = folder_of(parent, step).rename(parent / f".step-{step}.old.tmp")
-            shutil.rmtree(aside)

@@ -14,7 +14,9 @@ from typing import Self
 import torch
 from torch import nn
 
+from rewarm.config.plan import Plan
 from rewarm.config.schema import CheckpointConfig
+from rewarm.runs.checkpoint import prune
 from rewarm.runs.folder import RunFolder
 from rewarm.storage import storing
 from rewarm.training.checkpoints import folder as checkpoints
@@ -54,7 +56,7 @@ class Writer:
 
     run: RunFolder
     checkpoint: CheckpointConfig
-    milestones: tuple[int, ...]
+    plan: Plan
     model: nn.Module
     tokenizer_folder: Path | None
 
@@ -67,7 +69,7 @@ class Writer:
     def prune(self) -> None:
         """Remove what is not to be kept."""
         with storing(self.run.checkpoints):
-            checkpoints.prune(self.run.checkpoints, self.checkpoint.keep, self.checkpoint.keep_every, self.milestones)
+            prune(self.run.checkpoints, self.checkpoint, self.plan)
 
 
 def make_saver(state: TrainState, writer: Writer) -> Saver:

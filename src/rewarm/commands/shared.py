@@ -1,0 +1,120 @@
+"""Sweeps whose runs begin alike: what several have in common is trained once, by the first of them.
+
+Each is, to the last bit, the run that it would be alone. It begins in a copy of the other's folder at the step where
+they part; until that step is saved, it waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rewarm.commands.arms import Arm, finished
+from rewarm.commands.launch import Begins, Job, Source
+from rewarm.config.plan import Plan, make_plan
+from rewarm.config.schema import Config, ForkConfig
+from rewarm.config.sharing import Beginning, beginnings
+from rewarm.config.values import quoted
+from rewarm.errors import RewarmError
+from rewarm.model.shape import PAYS_FROM, run_flops
+from rewarm.runs.checkpoint import CHECKPOINTS, steps
+from rewarm.runs.fork import free
+from rewarm.runs.run import is_run, open_run
+
+log = logging.getLogger(__name__)
+
+WORTH = 0.03
+"""Share of a run that must be the same in another for it to be worth the wait."""
+
+
+def share(arms: Sequence[Arm], made: Sequence[Arm] = ()) -> list[Arm]:
+    """Return the arms with what each begins as, and what is saved for others; those that others wait for come first.
+
+    `made` are arms that are finished: what they still have saved is used too.
+    """
+    found = _beginnings(arms)
+    saved: dict[int, set[int]] = defaultdict(set)
+    for number, beginning in enumerate(found):
+        if beginning:
+            saved[beginning.of].add(beginning.steps)
+            saved[number].add(beginning.steps)
+    roots = [number for number, beginning in enumerate(found) if beginning is None]
+    of_made = _beginnings([*made, *(arms[number] for number in roots)])[len(made) :] if made else [None] * len(roots)
+    alike = {number: made[b.of] for number, b in zip(roots, of_made, strict=True) if b and b.of < len(made)}
+    completed = []
+    for number, (arm, beginning) in enumerate(zip(arms, found, strict=True)):
+        first = arms[beginning.of] if beginning else alike.get(number)
+        fork = ForkConfig(str(first.folder) if first else None, sorted(saved[number]))
+        words = [f"fork.run={quoted(fork.run)}"] if fork.run else []
+        words += [f"fork.steps={quoted(fork.steps)}"] if fork.steps else []
+        begins = Begins(arms[beginning.of].name, arms[beginning.of].folder, beginning.steps) if beginning else None
+        config = replace(arm.config, fork=fork)
+        completed.append(replace(arm, arguments=(*arm.arguments, *words), begins=begins, config=config))
+    awaited = {arm.begins.name for arm in completed if arm.begins}
+    return sorted(completed, key=lambda arm: arm.name not in awaited)
+
+
+def left_of(arms: Sequence[Arm], *, shares: bool) -> list[Arm]:
+    """Return the arms that are not finished, in the order in which they are to be trained."""
+    made = [arm for arm in arms if finished(arm)]
+    for arm in made:
+        log.info("%s: is finished already; nothing to do", arm.name)
+    left = [arm for arm in arms if arm not in made]
+    return share(left, made) if shares else left
+
+
+def _beginnings(arms: Sequence[Arm]) -> list[Beginning | None]:
+    runs = [(arm.config, make_plan(arm.config)) for arm in arms]
+    found = beginnings(runs, [_compiled(config, plan) for config, plan in runs])
+    return [b if b and b.steps >= WORTH * plan.steps else None for b, (_, plan) in zip(found, runs, strict=True)]
+
+
+def _compiled(config: Config, plan: Plan) -> tuple[bool, ...]:
+    """Return for each type of device whether a run will be compiled there, which gives other last bits."""
+    flops = run_flops(config, plan) or 0
+    return tuple(config.train.compile is None and flops >= least for least in PAYS_FROM.values())
+
+
+class Arms(Source):
+    """Arms that are all known beforehand. One that begins as another waits until that is where they part."""
+
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        self._arms = list(arms)
+        self._left = list(arms)
+        self._ended: set[str] = set()
+
+    def all(self) -> Sequence[Job]:
+        """Return all arms that are left to run."""
+        return self._arms
+
+    def next(self) -> Job | None:
+        """Return the next arm to start; None where there is none, or all wait for others."""
+        for arm in self._left:
+            if self._ready(arm):
+                self._left.remove(arm)
+                return arm
+        return None
+
+    def _ready(self, arm: Arm) -> bool:
+        begins = arm.begins
+        if begins is None or is_run(arm.folder) or max(steps(begins.folder / CHECKPOINTS), default=0) >= begins.step:
+            return True
+        if begins.name in self._ended:
+            log.warning("%s: %s, as which it begins, did not get to step %d", arm.name, begins.name, begins.step)
+        return begins.name in self._ended
+
+    def done(self, ended: Job, code: int) -> None:  # noqa: ARG002 - what it saved is there however it ended
+        """Take note that an arm has ended, and remove what was saved for others where none of them needs it now."""
+        self._ended.add(ended.name)
+        [arm] = [arm for arm in self._arms if arm.name == ended.name]
+        for folder in {arm.folder, *([Path(arm.config.fork.run)] if arm.config.fork.run else [])}:
+            waiting = [other for other in self._arms if other.config.fork.run == str(folder)]
+            try:
+                run = open_run(folder) if all(is_run(other.folder) for other in waiting) else None
+                if run and run.finished and run.config.fork.steps:
+                    free(run)
+            except RewarmError as error:
+                log.warning("%s", error)
