@@ -130,7 +130,9 @@ def _listen(job: Job, process: subprocess.Popen[str], shown: Board, *, prints: b
         if text:
             shown.say(job.name, text)
     reader.join()
-    return process.wait(), said
+    code = process.wait()
+    with process:  # closes the pipes; the run would see the end of its input as that of the sweep
+        return code, said
 
 
 def here(source: Source, options: SweepConfig, verb: str = "train") -> Ended:
