@@ -44,12 +44,12 @@ def test_a_study_goes_on_after_a_kill_and_several_commands_share_it(tmp_path: Pa
     pytest.importorskip("optuna", reason="needs rewarm[optuna]")
     folder = tmp_path / "study"
     search = (*SEARCH, "sweep.trials=3")
-    killed = sweep(folder, *search)
-    assert killed.stdout is not None
-    while "tokens: loss" not in (line := killed.stdout.readline()):
-        assert line
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
+    with sweep(folder, *search) as killed:
+        assert killed.stdout is not None
+        while "tokens: loss" not in (line := killed.stdout.readline()):
+            assert line
+        killed.kill()
+    assert killed.returncode == -signal.SIGKILL
     (cut,) = folder.glob("max_lr*")
     with exclusive(cut / ".lock", wait=True):  # its run sees that the sweep is gone
         assert [state for state, _ in trials(folder)] == ["RUNNING"]

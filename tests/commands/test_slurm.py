@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rewarm.runs.run import find_runs, open_run
 from tests.commands.slurm import cluster
 from tests.conftest import ROOT
 from tests.training.killing import TINY
@@ -136,15 +137,19 @@ def test_a_job_that_is_out_of_time_goes_on_until_it_has_finished(tmp_path: Path,
     assert (tmp_path / "said").read_text().count("queued again") == 2
 
 
-def test_a_sweep_is_an_array_of_jobs(tmp_path: Path, slurm: dict[str, str]) -> None:
-    words = [*TINY, "seed=0,1", "run_dir=sweep", "sweep.launcher=slurm", "sweep.slurm.gpus=0", "sweep.slurm.cpus=1"]
+def test_a_sweep_is_an_array_of_jobs_and_one_for_those_that_begin_as_one_of_them(
+    tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    words = [*TINY, "schedule=wsd", "schedule.decay_fraction=0.1,0.5", "warmup=0", "seed=0,1", "run_dir=sweep"]
+    words += ["sweep.launcher=slurm", "sweep.slurm.gpus=0", "sweep.slurm.cpus=1"]
     command = [sys.executable, "-m", "rewarm", "train", "-m", *words, "sweep.slurm.options=['--mem=0']"]
     environment = slurm | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     logs = [path.read_text() for path in tmp_path.glob("sweep/.slurm/*.log")]
     assert done.returncode == 0, (done.stderr, logs)
-    assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/summary.json")) == ["seed=0", "seed=1"]
-    assert len(logs) == 2
+    forked = {run.name: run.manifest.forked for run in map(open_run, find_runs([tmp_path / "sweep"])) if run.finished}
+    assert [fork and fork.step for _, fork in sorted(forked.items())] == [None, None, 6, 6]
+    assert len(logs) == 4
     assert "next: rewarm report sweep" in done.stdout
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rewarm.config.checks import check
+from rewarm.config.differences import flat
 from rewarm.config.schema import SIDES, Config, SourceConfig
 from rewarm.config.shipped import conf_dir, defaults
 from rewarm.config.values import build, parse_tokens, quoted, taken_by
@@ -86,8 +87,16 @@ def from_hydra(cfg: DictConfig) -> Config:
         key = first_line(error).split()[-1]
         raise UserError(f"{key}: needs a value; give {key}=…") from error
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise UserError(f"{error.full_key}: {first_line(error)}") from error
+        raise UserError(f"{_holder(cfg, error)}: {first_line(error)}") from error
     return check(build(Config, values))
+
+
+def _holder(cfg: DictConfig, error: OmegaConfBaseException) -> str:
+    """Return the key that holds an interpolation which leads nowhere; the error names one that may only follow it."""
+    found = re.search(r"Interpolation key '(.+)' not found", str(error))
+    written = flat(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]
+    holders = [key for key, value in written.items() if found and f"${{{found[1]}" in str(value)]
+    return holders[0] if holders else str(error.full_key)
 
 
 def _keys(group: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
