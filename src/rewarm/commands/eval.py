@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rewarm.commands.begin import begin
 from rewarm.config.checks import check
 from rewarm.config.schema import Config
 from rewarm.runs.run import open_run, run_named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rewarm.data.tokenizers import Tokenizer
+    from rewarm.data.validation import ValidationSet
+    from rewarm.model.init import Init
+    from rewarm.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -36,36 +45,64 @@ def evaluate(arguments: Sequence[str]) -> None:
         evaluate_init(as_the_run_was(asked.config, asked.overrides))
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What a checkpoint is scored with, as a run of a config would score it."""
+
+    config: Config
+    precision: Precision
+    tokenizer: Tokenizer
+    validation: Mapping[str, ValidationSet]
+
+    @classmethod
+    def of(cls, config: Config) -> Scoring:
+        """Return what a config asks for, with its validation text read."""
+        from rewarm.data.prepare import check_domain_fields, open_validation
+        from rewarm.data.tokenizers import load_tokenizer
+        from rewarm.training.precision import resolve_device, resolve_precision
+        from rewarm.training.setup import set_up_host
+
+        device = resolve_device(config.device)
+        precision = resolve_precision(config.precision, device)
+        set_up_host(config.train.threads, device)
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        validation = open_validation(config, tokenizer)
+        check_domain_fields(config, validation)
+        return cls(config, precision, tokenizer, validation)
+
+    def load(self, init: Init) -> nn.Module:
+        """Return the model of a checkpoint. Raises `UserError` where it does not fit the tokenizer or the context."""
+        from rewarm.model.weights import check_fits, load_model
+
+        model = load_model(init, self.config.model, self.config.seed, self.precision.device)
+        check_fits(model, self.config.train.context, self.tokenizer)
+        return model
+
+    def scores(self, model: nn.Module) -> dict[str, float]:
+        """Return the scores of a model on both sides, as metrics name them: `upstream/loss` and the like."""
+        from rewarm.model.losses import TokenLoss
+        from rewarm.training.evaluation import evaluate as scores_of
+
+        token_loss = TokenLoss(model)
+        batch = self.config.evaluation.batch_size
+        sides = {side: scores_of(token_loss, data, self.precision, batch) for side, data in self.validation.items()}
+        return {f"{side}/{key}": value for side, scores in sides.items() for key, value in scores.items()}
+
+
 def evaluate_init(config: Config) -> None:
     """Score the checkpoint that `init` names on both validation sets, as a run of this config would."""
-    from rewarm.data.prepare import check_domain_fields, open_validation
-    from rewarm.data.tokenizers import load_tokenizer
     from rewarm.model.init import resolve_init
-    from rewarm.model.losses import TokenLoss
-    from rewarm.model.weights import check_fits, load_model
-    from rewarm.training.evaluation import evaluate as scores_of
-    from rewarm.training.precision import resolve_device, resolve_precision
-    from rewarm.training.setup import set_up_host
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     init = resolve_init(config.init)
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    set_up_host(config.train.threads, device)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    validation = open_validation(config, tokenizer)
-    check_domain_fields(config, validation)
-    model = load_model(init, config.model, config.seed, device)
-    check_fits(model, config.train.context, tokenizer)
-    token_loss = TokenLoss(model)
-    for side, data in validation.items():
-        scores = scores_of(token_loss, data, precision, config.evaluation.batch_size)
-        for key, value in scores.items():
-            sys.stdout.write(f"{side}/{key} {value!r}\n")
+    scoring = Scoring.of(config)
+    model = scoring.load(init)
+    for key, value in scoring.scores(model).items():
+        sys.stdout.write(f"{key} {value!r}\n")
     if config.tasks:
         from rewarm.commands.lm_eval import keep, score
 
-        task_scores = score(model, tokenizer, config.tasks, config.train.context)
+        task_scores = score(model, scoring.tokenizer, config.tasks, config.train.context)
         for task, metrics in task_scores.items():
             for key, value in metrics.items():
                 sys.stdout.write(f"tasks/{task}/{key} {value!r}\n")

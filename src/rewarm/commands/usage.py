@@ -79,6 +79,21 @@ tokens, lr, and losses: upstream_loss, downstream_loss, train_loss, or any
 NAME_loss.
 For CSV files: tokens_per_step= start_lr= warmup_steps= total_steps= lr_curve=
 """,
+    "merge": """\
+rewarm merge START END [alphas=0:1:0.1] [key=value …]
+rewarm merge RUN [window=0.2,0.4] [shape=linear,mean,1-sqrt,cosine]
+rewarm merge RUN RUN RUN…
+
+Averages of weights, scored on both validation sets, beside the arms of the
+sweep: on the line from one model to another (any two that init= takes); over
+the last part of a run's kept checkpoints, as if it had decayed; of several
+runs, such as seeds.
+  save=0.4              keeps that average, which can be an init
+  save=best             the best by weights=1,1, or within max_forgetting=0.05
+  extrapolate=true      alphas below 0 and above 1
+  output=FOLDER         where table, figure and averages go
+Other keys say what scores them (data=…, device=…); END's run otherwise.
+""",
     "recipe": """\
 rewarm recipe [key=value … | RUN | forecast.json] to=TRAINER [output=FILE]
 

@@ -13,12 +13,11 @@ import numpy as np
 
 from rewarm.config.differences import differing
 from rewarm.config.schema import SIDES
-from rewarm.config.values import quoted
 from rewarm.data.layout import completed_tokens
 from rewarm.errors import RewarmError
 from rewarm.runs import checkpoint
 from rewarm.runs.run import Run, is_run, open_run
-from rewarm.runs.words import words_like
+from rewarm.runs.words import quoted_path, words_like
 from rewarm.storage import cache_dir
 
 EMBEDDINGS = ("embed_in.weight", "embed_tokens.weight", "wte.weight", "word_embeddings.weight")
@@ -156,11 +155,7 @@ def _same_data(run: Run) -> float | None:
 
 
 def _same_data_command(run: Run) -> str:
-    folder = quoted(str(run.path.parent / f"{run.name}-same-data"))
-    words = [
-        *words_like(run, ("data.train", "replay")),
-        "data.train=upstream",
-        f"seed={run.seed}",
-        f"run_dir={folder}",
-    ]
-    return "rewarm train " + shlex.join(words)
+    words = [*words_like(run, ("data.train", "replay")), "data.train=upstream"]
+    words += [f"seed={run.seed}"] if run.seed else []
+    folder = quoted_path(run.path.parent / f"{run.name}-same-data")
+    return "rewarm train " + shlex.join([*words, f"run_dir={folder}"])

@@ -71,25 +71,30 @@ def words_like(run: Run, free: Sequence[str] = RECIPE) -> list[str]:
     folders = tuple(folder for folder in line.folders if folder.is_dir())
     values: dict[str, Any] = {key: getattr(run.config, key) for key in free if hasattr(run.config, key)}
     line = CommandLine(kept, folders)
-    composed = _composed(line, run.config.budget)
+    budget = f"budget={run.config.budget}"
+    composed = _composed(line, budget)
     if composed is None:  # words of another version, or that lead to what is gone: its config says it all
         kept, line = (), CommandLine((), folders)
-        composed = _composed(line, run.config.budget) or _composed(line, ANY_BUDGET)
+        composed = _composed(line, budget) or _composed(line, f"budget={ANY_BUDGET}")
     assert composed is not None, "the defaults alone are a config"
-    found = differing(replace(composed, seed=run.config.seed, **values), run.config)
+    alone = _composed(line)
+    values |= {"seed": run.config.seed, "budget": run.config.budget}
+    found = differing(replace(composed, **values), run.config)
     there = flat(asdict(run.config))
     more = [
         f"++{key}={quoted(was)}" if key in there else f"~{key}"
         for key, (_, was) in found.items()
         if not _among(key, free)
     ]
+    if not _among("budget", free) and (alone is None or alone.budget != run.config.budget):
+        more.append(budget)
     return [*(f"--config-dir={folder}" for folder in folders), *kept, *more]
 
 
-def _composed(line: CommandLine, budget: int) -> Config | None:
-    """Return the config of these words with this budget, which must be one; None where they have a mistake."""
+def _composed(line: CommandLine, *more: str) -> Config | None:
+    """Return the config of these words and some more; None where they have a mistake."""
     try:
-        return from_hydra(line.compose("run_dir=unused", f"budget={budget}"))
+        return from_hydra(line.compose("run_dir=unused", *more))
     except RewarmError:
         return None
 
@@ -116,17 +121,17 @@ def sweep_words(runs: Sequence[Run]) -> list[str] | None:
         return None
     places = [f"--config-dir={folder}" for folder in parse(own_words(runs[0])).folders]
     swept = [f"{given[0][key].partition('=')[0]}={','.join(found)}" for key, found in values.items()]
-    return ["-m", *places, *swept, f"run_dir={_quoted(folders.pop())}"]
+    return ["-m", *places, *swept, f"run_dir={quoted_path(folders.pop())}"]
 
 
 def experiment_words(run: Run, experiment: str) -> list[str]:
     """Return the words that run an experiment on the data, the model and the start of a run, beside it."""
     words = words_like(run, (*RECIPE, "data.train"))
     words += [word for word in own_words(run) if _key(word) == "budget"]
-    return ["-m", *words, f"experiment={experiment}", f"run_dir={_quoted(run.path.parent)}", "seeds=3"]
+    return ["-m", *words, f"experiment={experiment}", f"run_dir={quoted_path(run.path.parent)}", "seeds=3"]
 
 
-def _quoted(path: Path) -> str:
+def quoted_path(path: Path) -> str:
     """Return a path as Hydra takes it, as it is where nothing in it needs quotes."""
     text = str(path)
     return quoted(text) if set(text) & set(",=()[]{}' \"\\:") else text
