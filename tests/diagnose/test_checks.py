@@ -146,11 +146,11 @@ def test_too_cold_to_learn(tmp_path: Path) -> None:
 
 
 def test_forgetting_names_the_run_that_tells_why_and_reads_it_where_it_is(tmp_path: Path) -> None:
-    told = replace(BEGUN, other={"argv": ["rewarm", "train", "max_lr=1e-3", "replay=0.1"]})
+    told = replace(BEGUN, other={"argv": ["rewarm", "train", *BASE, "max_lr=1e-3", "replay=0.1"]})
     seen = write(tmp_path / "a", "max_lr=1e-3", old=lambda t: kept(t, 0.4), manifest=told)
     (finding,) = diagnose(seen)
     assert finding.what == "forgetting"
-    command = f"rewarm train max_lr=1e-3 data.train=upstream run_dir={tmp_path / 'a-same-data'}"
+    command = f"rewarm train {' '.join(BASE)} max_lr=1e-3 data.train=upstream run_dir={tmp_path / 'a-same-data'}"
     assert finding.advice.endswith(command)
     same = write(tmp_path / "b", "max_lr=1e-3", "data.train=upstream", old=lambda t: kept(t, 0.3))
     assert whats(same) == ["forgetting that is the LR's"]
