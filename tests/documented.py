@@ -60,12 +60,15 @@ def smaller(arguments: Sequence[str]) -> list[str]:
     nothing stays as it is.
     """
     verb, given = arguments[0], list(arguments[1:])
-    untrained = verb in ("schedule", "report", "forecast", "diagnose") or "dry_run=true" in given or "--cfg" in given
+    untrained = (
+        verb in ("schedule", "report", "forecast", "diagnose", "merge") or "dry_run=true" in given or "--cfg" in given
+    )
     if untrained:
         return list(arguments)
     names = {argument.partition("=")[0].partition(".")[0] for argument in given}
     small = [o for o in SMALL if not (o.startswith("budget=") and "budget" in names)]
     small = [o for o in small if not (o.startswith("tracker=") and "tracker" in names)]
+    small += ["checkpoint.every=1"] if any(o.startswith("checkpoint.every=") for o in given) else []
     if "scale=paper" in given:
         small += [f"model.{key}={value}" for key, value in SHAPE.items()]
     return [verb, *map(_scaled, given), *small, "evaluation.every=2", "evaluation.dense_every=2"]
