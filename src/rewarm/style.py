@@ -38,8 +38,10 @@ STYLE: dict[Any, Any] = {
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Put the legend of `axes` under the figure, where it can hide nothing."""
+    """Put the legend of `axes`, if it has one, under the figure, where it can hide nothing."""
     handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
     columns = 2 if max(map(len, labels)) > 24 else 3 if len(labels) < 9 else 4
     size = 9.5 if len(labels) < 9 else 8.5
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)

@@ -177,8 +177,9 @@ def report(arguments: Sequence[str]) -> None:
     if not runs:
         raise DataError(f"{asked.paths[0]}: no run in it has been scored yet; --watch waits for the first")
     for run in runs:
-        if run.damage:
-            log.warning("%s", run.damage)
+        for wrong in (run.damage, run.other_lr):
+            if wrong:
+                log.warning("%s", wrong)
     studies = studies_of(runs)
     figures = write_report(asked, runs, studies)
     if asked.wandb:

@@ -80,6 +80,9 @@ def curve_of(run: Run) -> Curve | None:
         log.warning("%s: left out, it has fewer than %d evaluations so far", run.path, FEWEST_POINTS)
         return None
     config, plan = run.config, run.plan
+    if run.other_lr is not None:
+        log.warning("%s; left out", run.other_lr)
+        return None
     pretraining = pretraining_of(run)
     from_scratch = config.init == "scratch"
     start_lr = pretraining.final_lr if pretraining is not None else config.model.final_lr

@@ -96,7 +96,7 @@ def _curves(name: str, title: str, side: str, view: View, labels: Sequence[str],
     lines = [line for line in lines if min(line.low) <= high]
     end = max(line.tokens[-1] for line in lines)
     y_label = f"{side} loss (nats a token)"
-    return Chart(name, f"{title}: {side} loss", "curve", "tokens", y_label, lines, (0.0, end), (low, high), [])
+    return Chart(name, f"{title}: {side} loss", "curve", "tokens", y_label, lines, (0.0, end or 1.0), (low, high), [])
 
 
 def _path_line(arm: Arm, label: str, look: Look) -> Line:
@@ -173,7 +173,15 @@ def _learning_rates(arms: Sequence[Arm], looks: Sequence[Look]) -> Chart:
     end = max((line.tokens[-1] for line in drawn), default=1.0)
     top = _range([0.0, *(value for line in drawn for value in line.y)])
     return Chart(
-        "learning-rates", "Learning rates", "curve", "tokens", "learning rate", drawn, (0.0, end), (0.0, top[1]), []
+        "learning-rates",
+        "Learning rates",
+        "curve",
+        "tokens",
+        "learning rate",
+        drawn,
+        (0.0, end or 1.0),
+        (0.0, top[1]),
+        [],
     )
 
 

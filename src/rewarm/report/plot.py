@@ -39,13 +39,13 @@ def _curve(figure: Figure, axes: Axes, chart: Chart) -> None:
         axes.plot(line.x, line.y, color=color, linestyle=DASHES[line.look.dash], label=line.label)
         if line.seeds > 1 and line.low:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.22, linewidth=0)
-    for end in sorted({line.warmup for line in chart.lines if line.warmup > 0}):
+    ends = {line.warmup for line in chart.lines if 0 < line.warmup <= chart.x_range[1]}
+    for end in sorted(ends):
         axes.axvline(end, color="#888888", linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
-    last = max((line.warmup for line in chart.lines), default=0.0)
-    if last > 0:
+    if ends:
         axes.annotate(
             "warm-up ends",
-            (last, 0.985),
+            (max(ends), 0.985),
             xycoords=("data", "axes fraction"),
             xytext=(4, 0),
             textcoords="offset points",
@@ -65,7 +65,7 @@ def _curve(figure: Figure, axes: Axes, chart: Chart) -> None:
 
 def _path(figure: Figure, axes: Axes, chart: Chart) -> None:
     """Draw how both perplexities move: colour is tokens, the marker is the arm."""
-    norm = Normalize(0.0, max(line.tokens[-1] for line in chart.lines))
+    norm = Normalize(0.0, max(line.tokens[-1] for line in chart.lines) or 1.0)
     for i, line in enumerate(chart.lines):
         points = np.column_stack([line.x, line.y])
         segments = np.stack([points[:-1], points[1:]], axis=1)

@@ -79,6 +79,22 @@ class Run:
         """Return the learning rate of each update that the run was made or planned for: `lr[t - 1]` is update t's."""
         return lr_curve(self.plan.schedule, np.arange(1, self.plan.steps + 1))
 
+    @cached_property
+    def other_lr(self) -> str | None:
+        """Return in one line where another learning rate was logged than the config gives; None where none was.
+
+        So it is with a training of another trainer's that did not follow the schedule that it was said to follow.
+        """
+        steps, rates = self.metrics.curve("lr", "step")
+        done = (steps > 0) & (steps <= len(self.lr))
+        steps, rates = steps[done].astype(np.int64), rates[done]
+        unlike = np.abs(rates - self.lr[steps - 1]) > 1e-6 * self.config.max_lr
+        if not unlike.any():
+            return None
+        step, rate = int(steps[unlike][0]), float(rates[unlike][0])
+        planned = self.lr[step - 1]
+        return f"{self.path}: had the learning rate {rate:.6g} at step {step}, where its schedule gives {planned:.6g}"
+
     @property
     def horizon(self) -> int:
         """Return the horizon in tokens."""
