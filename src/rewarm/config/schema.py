@@ -207,6 +207,8 @@ class TrainConfig:
     """Non-finite steps in a row after which the run stops."""
     parallel: Annotated[str, Choice("ddp", "fsdp")] = "ddp"
     """How several processes (torchrun) hold the model: ddp, each all of it; fsdp, each its share of it."""
+    recompute: Annotated[str, Choice("none", "selective", "full")] = "none"
+    """What the backward pass computes again to save memory: full, each block; selective, all but its products."""
     compile: bool | None = None
     """Compile the model with torch.compile; null: where the run is long enough for that to save time."""
     threads: Annotated[int, Within(1, 1024)] | None = None

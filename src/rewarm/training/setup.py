@@ -20,6 +20,7 @@ from rewarm.training import microbatch
 from rewarm.training.compiling import compiles, keep_compiled_code
 from rewarm.training.distributed import collectives, parallel, world
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_precision
+from rewarm.training.recompute import recompute
 from rewarm.training.state import TrainState, make_optimizer
 
 
@@ -42,6 +43,7 @@ def build_state(
     torch.manual_seed(config.seed)
     model = load_model(init, config.model, config.seed, precision.device)
     check_fits(model, config.train.context, tokenizer)
+    recompute(model, config.train.recompute)
     token_loss = TokenLoss(model, balance_of(model, config.model.router_loss))
     if config.train.parallel == "fsdp":
         parallel.shard(token_loss, precision.device)
