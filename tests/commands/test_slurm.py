@@ -153,6 +153,28 @@ def test_a_sweep_is_an_array_of_jobs_and_one_for_those_that_begin_as_one_of_them
     assert "next: rewarm report sweep" in done.stdout
 
 
+def test_ctrl_c_leaves_the_jobs_of_a_sweep_in_the_queue_and_the_same_command_waits_for_them_again(
+    tmp_path: Path, slurm: dict[str, str]
+) -> None:
+    words = [*TINY, "seed=0,1", "run_dir=sweep", "sweep.launcher=slurm", "sweep.slurm.gpus=0"]
+    words += ["sweep.slurm.options=[--hold]"]  # they wait until they are released
+    command = [sys.executable, "-m", "rewarm", "train", "-m", *words]
+    options = {"cwd": tmp_path, "env": slurm | {"PYTHONPATH": str(ROOT / "src")}, "text": True}
+    numbers = []
+    for _ in range(2):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, **options) as sweep:  # type: ignore[call-overload]
+            said = sweep.stderr.readline()
+            numbers.append(re.findall(r"SLURM's jobs (\d+);", said))
+            sweep.send_signal(signal.SIGINT)
+            said += sweep.stderr.read()
+        assert sweep.returncode == 128 + signal.SIGINT, said
+    assert numbers[0] == numbers[1] != []
+    assert f"scancel {numbers[0][0]} ends them" in said
+    queued = subprocess.run(["squeue", "--noheader", "--array"], capture_output=True, check=True, **options)  # type: ignore[call-overload]
+    assert len(queued.stdout.splitlines()) == 2
+    subprocess.run(["scancel", *numbers[0]], check=True, **options)  # type: ignore[call-overload]
+
+
 def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
     words = [*TINY, "seed=0,1", f"run_dir={tmp_path}", "sweep.launcher=slurm"]
     command = [sys.executable, "-m", "rewarm", "train", "-m", *words]
