@@ -10,6 +10,7 @@ import pytest
 
 from rewarm.commands.arms import Swept
 from rewarm.commands.begin import begin
+from rewarm.commands.merge import merge
 from rewarm.config.command_line import parse
 from rewarm.config.differences import differing
 from rewarm.diagnose.files import look
@@ -54,11 +55,16 @@ def printed(text: str, before: str) -> list[str]:
     return shlex.split(line.partition("rewarm train ")[2])
 
 
-def test_what_the_report_prints_goes_on_with_the_sweep(sweep: list[Run], place: Path) -> None:
+def test_what_the_report_prints_goes_on_with_the_sweep(
+    sweep: list[Run], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = rewarm("report", "our runs", cwd=place)
     assert said.returncode == 0, said.stderr
     words = printed(said.stdout, "next: ")
     assert "seeds=3" in words
+    [line] = [line for line in said.stdout.splitlines() if "rewarm merge" in line]
+    merge([*shlex.split(line.partition("rewarm merge ")[2]), "alphas=0.5"])
+    assert "alpha=0.5" in capsys.readouterr().out
     done = rewarm("train", *[word.replace("seeds=3", "seeds=2") for word in words], cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("is finished already") == 2

@@ -129,6 +129,12 @@ def answer(arms: Sequence[Arm], looks: Sequence[Look]) -> Answer:
                 said.append(_sentence(top, why))
         if len(outcomes) > 1:
             said.append(_noise(best, outcomes[1]))
+        [arm] = [arm for arm in whole if look_of[id(arm)] is best.look]
+        if arm.one.checkpoints:
+            command = shlex.join(["rewarm", "merge", arm.config.init, str(arm.one.path)])
+            said.append(
+                f"An average of its start and its end may forget less and learn as much, untrained: {command}"
+            )
     early = [look_of[id(arm)].name for arm in whole if arm.one.plan.early_stop() and not arm.constant]
     if early:
         said.append(
