@@ -175,8 +175,8 @@ def draw(rows: Sequence[Row], points: Sequence[Point], folder: Path) -> list[Pat
             plane.plot(x, y, "s", color=PALE, ms=6, label="arms of the sweep")
             for at, p in zip(zip(x, y, strict=True), points, strict=True):
                 right = at[0] > (min(x) + max(x)) / 2  # so that the name stays within the figure
-                side: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if right else {"xytext": (5, 4)}
-                plane.annotate(p.name, at, textcoords="offset points", fontsize=7, **side)
+                where: dict[str, Any] = {"ha": "right", "xytext": (-5, 4)} if right else {"xytext": (5, 4)}
+                plane.annotate(p.name, at, textcoords="offset points", fontsize=7, **where)
         x, y = zip(*((row.losses[1], row.losses[0]) for row in rows), strict=True)
         plane.plot(x, y, "o-" if line else "o", color=PALETTE[2], ms=4, label="averages")
         for row in rows if not line else (line[0], line[-1]):
