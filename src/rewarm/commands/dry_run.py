@@ -100,8 +100,9 @@ def describe(config: Config, plan: Plan) -> str:
     ]
     if shape is not None:
         rows += _compute(config, plan, shape)
-        states = ADAMW_BYTES * shape.parameters / GIB
-        rows.append(("memory", f"{states:.2f} GiB for weights, gradients and AdamW, and activations beside"))
+        states = (ADAMW_BYTES + (4 if config.anchor.l2 else 0)) * shape.parameters / GIB
+        held = "weights, gradients, AdamW and the start" if config.anchor.l2 else "weights, gradients and AdamW"
+        rows.append(("memory", f"{states:.2f} GiB for {held}, and activations beside"))
     rows += [*_disk(config, plan, shape), ("time, without evaluation", ""), *_hours(config, plan)]
     width = max(len(name) for name, _ in rows) + 2
     return "".join(f"{name:<{width}}{value}".rstrip() + "\n" for name, value in rows)

@@ -33,6 +33,14 @@ def check(config: Config) -> Config:
         f"lower one of them",
     )
     _require(
+        c.max_lr * c.anchor.l2 < 1,
+        f"anchor.l2={c.anchor.l2:g}: takes weights all the way back in one step at max_lr={c.max_lr:g}; lower it",
+    )
+    _require(
+        c.anchor.l2 == 0 or c.train.parallel != "fsdp",
+        f"anchor.l2={c.anchor.l2:g}: does not go with train.parallel=fsdp; leave one of them out",
+    )
+    _require(
         c.replay == 0 or c.data.train == "downstream",
         f"replay={c.replay}: has no meaning with data.train=upstream; leave it out",
     )

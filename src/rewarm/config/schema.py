@@ -178,6 +178,14 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class AnchorConfig:
+    """What holds a run to its start, where there is no old data to replay."""
+
+    l2: Annotated[float, Within(0, 1e4)] = 0.0
+    """Pull of each update towards the start weights, as weight decay pulls to 0: `lr * l2` of the way; 0 is none."""
+
+
+@dataclass(frozen=True)
 class ScalerConfig:
     """Dynamic loss scaling, for FP16."""
 
@@ -379,6 +387,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
     scaler: ScalerConfig = field(default_factory=ScalerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

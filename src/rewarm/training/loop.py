@@ -19,6 +19,7 @@ from rewarm.errors import DivergedError
 from rewarm.model.losses import TokenLoss
 from rewarm.model.weights import check_ids
 from rewarm.schedules import lr
+from rewarm.training.anchor import Anchor
 from rewarm.training.checkpoints.saving import Saver
 from rewarm.training.distributed import collectives, parallel, world
 from rewarm.training.evaluation import evaluate
@@ -64,6 +65,8 @@ class Loop:
     micro_batch_size: int
     peak_tokens_per_second: float | None = None
     """What the device could do if it did nothing but the model's products, for the metric `mfu`."""
+    anchor: Anchor | None = None
+    """What pulls the weights towards the start."""
     clock: Stopwatch = field(init=False, default_factory=Stopwatch)
     """Runs while the model trains: evaluations and checkpoints do not count for the speed."""
     _timed: tuple[float, int] = field(init=False, default=(0.0, 0))
@@ -118,6 +121,8 @@ class Loop:
         for group in optimizer.param_groups:
             group["lr"] = lr(self.plan.schedule, state.step + 1)
         optimizer.step()
+        if self.anchor is not None:
+            self.anchor.pull(lr(self.plan.schedule, state.step + 1), found_inf)
         optimizer.zero_grad(set_to_none=True)
         state.scaler.update(found_inf)
         state.add(loss, norm, found_inf)
@@ -146,6 +151,7 @@ class Loop:
             "grad_norm": norm,
             "loss_scale": state.scaler.scale.item(),
             "skipped": float(state.scaler.skipped.item()),
+            **({} if self.anchor is None else {"anchor/distance": self.anchor.distance()}),
             **self._speed(),
         }
 

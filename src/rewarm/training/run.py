@@ -50,7 +50,14 @@ from rewarm.training.resume import (
     describe_seam,
     extend,
 )
-from rewarm.training.setup import build_state, choose_precision, make_choices, peak_tokens_per_second, set_up_host
+from rewarm.training.setup import (
+    build_state,
+    choose_precision,
+    make_anchor,
+    make_choices,
+    peak_tokens_per_second,
+    set_up_host,
+)
 from rewarm.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -159,6 +166,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     check_same_data(begun.data, data.fingerprint, folder)
     precision = choose_precision(config, begun.chosen, device)
     state, token_loss = build_state(config, init, tokenizer, precision)
+    anchor = make_anchor(config, state.model, resolve_pinned(pinned) if pinned and saved else None)
     if saved is not None:
         load(saved, state)
         log.info("%s: continues after step %d", folder.path, state.step)
@@ -169,7 +177,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     if chosen.compiled:
         compile_model(token_loss)
     peak = peak_tokens_per_second(config, precision)
-    loop = Loop(config, plan, state, token_loss, data, precision, chosen.micro_batch_size, peak)
+    loop = Loop(config, plan, state, token_loss, data, precision, chosen.micro_batch_size, peak, anchor)
     recorder = Recorder()
     if world.is_first():
         folder.trim_metrics(state.step if saved else -1)

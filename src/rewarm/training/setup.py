@@ -6,6 +6,7 @@ import ctypes
 import platform
 
 import torch
+from torch import nn
 
 from rewarm.config.plan import Plan
 from rewarm.config.schema import Config
@@ -17,6 +18,7 @@ from rewarm.model.shape import flops_per_token, run_flops
 from rewarm.model.weights import check_fits, load_model
 from rewarm.runs.manifest import Chosen
 from rewarm.training import microbatch
+from rewarm.training.anchor import Anchor
 from rewarm.training.compiling import compiles, keep_compiled_code
 from rewarm.training.distributed import collectives, parallel, world
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_precision
@@ -49,6 +51,15 @@ def build_state(
         parallel.shard(token_loss, precision.device)
     scaler = LossScaler(config.scaler, precision.device, dynamic=precision.scales)
     return TrainState(model, make_optimizer(model, config.optimizer), scaler), token_loss
+
+
+def make_anchor(config: Config, model: nn.Module, begins: Init | None) -> Anchor | None:
+    """Return what pulls a model to the start of its run: to where it is now, or where it goes on, to `begins`."""
+    if not config.anchor.l2:
+        return None
+    device = next(model.parameters()).device
+    start = None if begins is None else load_model(begins, config.model, config.seed, device)
+    return Anchor.of(config.anchor.l2, model, start)
 
 
 def choose_precision(config: Config, begun: Chosen, device: torch.device) -> Precision:
