@@ -201,7 +201,8 @@ def test_a_killed_worker_that_torchrun_restarts_continues_from_the_last_checkpoi
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr, done.stderr
+    # torchrun names the worker that it misses first: the one that was killed, or the one that found it gone and left.
+    assert re.search(r"Signal 9 \(SIGKILL\)|exitcode: -9|another process is gone", done.stderr), done.stderr
     assert re.search(r"continues after step [36]\n", done.stderr)
     assert_close(run, alone)
 
