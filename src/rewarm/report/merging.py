@@ -102,7 +102,7 @@ def verdict(rows: Sequence[Row], points: Sequence[Point], noise: float | None) -
         known = f"{within} what seeds differ by, {margin:.3f} (95 %)"
     if by >= 0:
         those = ", ".join(p.name for p in beaten)
-        if len(beaten) == len(points):
+        if len(beaten) == len(points) > 1:
             those = f"each of the {len(points)} arms of the sweep"
         if beaten:
             return f"{best.label} is better on both losses than {those}, by {ahead:.3f} nats or more ({known})."
