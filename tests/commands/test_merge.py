@@ -102,3 +102,27 @@ def test_the_verdict_says_where_an_average_lies() -> None:
     assert "high is better on both losses by 0.100 nats or more (within what" in verdict([row(3.2, 1.1)], points, 1.0)
     assert "nobody can say" in verdict([row(2.0, 2.0)], points, None)
     assert recovered(row(2.0, 1.0), (3.0, 1.0), (1.0, 1.0)) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["builtin", "builtin@step500", "save=best", "weights=1"], "weights=1: takes two numbers"),
+        (["builtin", "builtin@step500", "save=best", "max_forgetting=much"], "max_forgetting=much: is not a number"),
+        (["builtin", "builtin@step500", "max_forgetting=0.1"], "max_forgetting=0.1: says which average is the best"),
+        (["builtin", "builtin@step500", "builtin@step2125", "save=best", "max_forgetting=1"], "is not known here"),
+        (["builtin", "builtin@step500", "save=0.5", "output=PLACE"], "is there already"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: str
+) -> None:
+    def scored(*_: object) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rewarm.commands.merge.score", scored)
+    (tmp_path / "merged-0.5").mkdir()
+    with pytest.raises(RewarmError) as said:
+        merge([argument.replace("PLACE", str(tmp_path)) for argument in arguments])
+    assert answer in str(said.value)

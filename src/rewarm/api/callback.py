@@ -27,7 +27,7 @@ from rewarm.runs.manifest import Chosen, Manifest
 from rewarm.runs.metrics import read_metrics
 from rewarm.runs.summary import summarize
 from rewarm.schedules import SHAPE_PARAMETERS, ScheduleSpec, lr
-from rewarm.training.evaluation import evaluate
+from rewarm.training.evaluation import evaluate_sides
 from rewarm.training.exactness import conditions
 from rewarm.training.precision import Precision
 
@@ -78,7 +78,7 @@ class Callback(TrainerCallback):
         if state.is_world_process_zero:
             self._begin(state.global_step, name, tokenizer.fingerprint)
         if state.global_step == 0:
-            self._write(state, self._scores(model, 0))
+            self._write(state, self._scores(model))
 
     def _asked(self, args: Any, max_steps: int) -> Config:  # noqa: ANN401
         """Return the config of a run of rewarm's that trains as the Trainer does."""
@@ -133,16 +133,16 @@ class Callback(TrainerCallback):
                 "train with optimizers=(optimizer, rewarm.LRScheduler(optimizer, spec))",
                 *(self._folder.path, step, self._lr, wanted),
             )
-        scores = self._scores(kwargs["model"], step) if self._plan.evaluates(step) else {}
+        scores = self._scores(kwargs["model"]) if self._plan.evaluates(step) else {}
         self._write(state, {"lr": self._lr} | scores)
 
-    def _scores(self, model: Any, step: int) -> dict[str, float]:  # noqa: ANN401, ARG002
+    def _scores(self, model: Any) -> dict[str, float]:  # noqa: ANN401
         """Return the scores on both sides. All processes take part, and leave the model's mode as it was."""
         training, whole = model.training, getattr(model, "module", model)
-        token_loss, batch = TokenLoss(whole), self._config.evaluation.batch_size
-        found = {side: evaluate(token_loss, data, self._precision, batch) for side, data in self._validation.items()}
+        batch = self._config.evaluation.batch_size
+        scores = evaluate_sides(TokenLoss(whole), self._validation, self._precision, batch)
         model.train(training)
-        return {f"{side}/{key}": value for side, scores in found.items() for key, value in scores.items()}
+        return scores
 
     def _write(self, state: Any, values: dict[str, float]) -> None:  # noqa: ANN401
         if state.is_world_process_zero:

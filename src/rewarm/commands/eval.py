@@ -81,12 +81,10 @@ class Scoring:
     def scores(self, model: nn.Module) -> dict[str, float]:
         """Return the scores of a model on both sides, as metrics name them: `upstream/loss` and the like."""
         from rewarm.model.losses import TokenLoss
-        from rewarm.training.evaluation import evaluate as scores_of
+        from rewarm.training.evaluation import evaluate_sides
 
-        token_loss = TokenLoss(model)
         batch = self.config.evaluation.batch_size
-        sides = {side: scores_of(token_loss, data, self.precision, batch) for side, data in self.validation.items()}
-        return {f"{side}/{key}": value for side, scores in sides.items() for key, value in scores.items()}
+        return evaluate_sides(TokenLoss(model), self.validation, self.precision, batch)
 
 
 def evaluate_init(config: Config) -> None:

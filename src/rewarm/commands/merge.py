@@ -7,10 +7,10 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rewarm.commands.begin import begin
 from rewarm.commands.eval import Scoring, as_the_run_was
@@ -33,8 +33,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OWN = ("alphas", "window", "shape", "save", "max_forgetting", "weights", "extrapolate", "output")
-"""Its own keys; all others are overrides of what scores the averages."""
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of its own, each with what it takes on the command line."""
+
+    alphas: tuple[float, ...] = ()
+    """Points of a line."""
+    extrapolate: bool = False
+    """Whether they may lie beyond its ends."""
+    window: tuple[float, ...] = ()
+    """Shares of a run, up to its end."""
+    shape: tuple[str, ...] = ()
+    """Shapes of a decay."""
+    save: str | None = None
+    """The average to keep: `best`, an alpha, or a label."""
+    max_forgetting: float | None = None
+    """Most that the upstream loss of the best may rise, in nats, or where `forgetting_is_share` as a share of it."""
+    forgetting_is_share: bool = False
+    weights: tuple[float, float] | None = None
+    """Weights of upstream and downstream loss, by which one is the best."""
+    output: Path | None = None
+    """Folder for table, figure and averages; `report` of the run where not given."""
 
 
 @dataclass(frozen=True)
@@ -57,40 +77,12 @@ class Asked:
     """The arguments, told apart."""
 
     inits: tuple[str, ...]
-    own: dict[str, str]
+    own: Options
     overrides: tuple[str, ...]
     """What scores the averages."""
 
-    def number(self, key: str) -> list[float] | None:
-        """Return the numbers of a key of its own; None where it is not given."""
-        return numbers(key, self.own[key]) if key in self.own else None
 
-
-def parse(arguments: Sequence[str]) -> Asked:
-    """Return the arguments told apart. Raises `UserError` where they are no question."""
-    inits, own, overrides = [], {}, []
-    left = list(arguments)
-    while left:
-        argument = left.pop(0)
-        key, equals, value = argument.partition("=")
-        if argument.startswith("-"):  # of the config; a folder of configs may follow
-            overrides += [argument, *([left.pop(0)] if argument in ("-cd", "--config-dir") and left else [])]
-        elif not equals or Path(argument.partition("@")[0]).expanduser().exists():
-            inits.append(argument)
-        elif key in OWN:
-            own[key] = value
-        else:
-            overrides.append(argument)
-    if not inits:
-        raise UserError("merge: give a start and an end, one run with window=…, or several runs")
-    wrong = {1: ("alphas", "extrapolate"), 2: ("window", "shape")}.get(len(inits), OWN[:3] + OWN[6:7])
-    if found := [key for key in wrong if key in own]:
-        what = {1: "one run", 2: "a start and an end"}.get(len(inits), "several runs")
-        raise UserError(f"{found[0]}={own[found[0]]}: has no effect on {what}; leave it out")
-    return Asked(tuple(inits), own, tuple(overrides))
-
-
-def numbers(key: str, text: str) -> list[float]:
+def numbers(key: str, text: str) -> tuple[float, ...]:
     """Return the numbers of `0:1:0.1` (first, last, distance) or of `0,0.4,1`. Raises `UserError` for others."""
     try:
         if ":" in text:
@@ -103,17 +95,78 @@ def numbers(key: str, text: str) -> list[float]:
         found = []
     if not found or not all(map(math.isfinite, found)):
         raise UserError(f"{key}={text}: must be numbers, such as 0.2,0.4 or 0:1:0.1")
+    return tuple(found)
+
+
+def _shapes(key: str, text: str) -> tuple[str, ...]:
+    from rewarm.model.merging import SHAPES
+
+    for shape in text.split(","):
+        if shape not in SHAPES:
+            raise choice(key, shape, SHAPES)
+    return tuple(text.split(","))
+
+
+def _windows(key: str, text: str) -> tuple[float, ...]:
+    found = numbers(key, text)
+    if not all(0 < window <= 1 for window in found):
+        raise UserError(f"{key}={text}: must be a share of the run, above 0 and at most 1")
     return found
+
+
+TAKES: dict[str, Callable[[str, str], object]] = {
+    "alphas": numbers,
+    "window": _windows,
+    "shape": _shapes,
+    "save": lambda _, text: text,
+    "extrapolate": PARSERS["verbose"],
+    **{key: PARSERS[key] for key in ("max_forgetting", "weights", "output")},
+}
+"""How its own keys are read; all others are overrides of what scores the averages."""
+OF_OTHERS = {1: ("alphas", "extrapolate"), 2: ("window", "shape")}
+"""By the number of models, keys that mean nothing for them; three and more take none of these."""
+CALLED = {1: "one run", 2: "a start and an end"}
+
+
+def parse(arguments: Sequence[str]) -> Asked:
+    """Return the arguments told apart. Raises `UserError` where they are no question."""
+    inits: list[str] = []
+    own: dict[str, str] = {}
+    overrides: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-"):  # of the config; a folder of configs may follow
+            overrides += [argument, *([left.pop(0)] if argument in ("-cd", "--config-dir") and left else [])]
+        elif not equals or Path(argument.partition("@")[0]).expanduser().exists():
+            inits.append(argument)
+        elif key in TAKES:
+            own[key] = value
+        else:
+            overrides.append(argument)
+    if not inits:
+        raise UserError("merge: give a start and an end, one run with window=…, or several runs")
+    for key in OF_OTHERS.get(len(inits), sum(OF_OTHERS.values(), ())):
+        if key in own:
+            raise UserError(
+                f"{key}={own[key]}: has no effect on {CALLED.get(len(inits), 'several runs')}; leave it out"
+            )
+    for key in ("max_forgetting", "weights"):
+        if key in own and own.get("save") != "best":
+            raise UserError(f"{key}={own[key]}: says which average is the best to keep; give save=best too")
+    taken: dict[str, Any] = {key: TAKES[key](key, value) for key, value in own.items()}
+    share = own.get("max_forgetting", "").endswith("%")
+    return Asked(tuple(inits), Options(**taken, forgetting_is_share=share), tuple(overrides))
 
 
 def on_line(asked: Asked, start: Part, end: Part) -> list[Mix]:
     """Return the averages between two models. Raises `UserError` for one beyond them that was not asked for."""
-    alphas = {0.0, 1.0, *(asked.number("alphas") or numbers("alphas", "0:1:0.1"))}
-    if (save := asked.own.get("save", "best")) != "best":
-        alphas |= set(numbers("save", save))
-    extrapolate = PARSERS["verbose"]("extrapolate", asked.own.get("extrapolate", "false"))
+    own = asked.own
+    alphas = {0.0, 1.0, *(own.alphas or numbers("alphas", "0:1:0.1"))}
+    alphas |= set(numbers("save", own.save)) if own.save not in (None, "best") else set()
     for alpha in sorted(alphas):
-        if not (0 <= alpha <= 1 or extrapolate):
+        if not (0 <= alpha <= 1 or own.extrapolate):
             raise UserError(f"alphas={alpha:g}: lies beyond start and end; give extrapolate=true for that")
     parts = {alpha: (replace(start, weight=1 - alpha), replace(end, weight=alpha)) for alpha in sorted(alphas)}
     return [Mix(f"alpha={alpha:g}", pair, alpha) for alpha, pair in parts.items()]
@@ -121,21 +174,15 @@ def on_line(asked: Asked, start: Part, end: Part) -> list[Mix]:
 
 def over_windows(asked: Asked, run: Run) -> list[Mix]:
     """Return the averages over the last part of a run, and its end. Raises `UserError` where too little was kept."""
-    from rewarm.model.merging import SHAPES, Part, decay_weights
+    from rewarm.model.merging import Part, decay_weights
 
-    shapes = asked.own.get("shape", "linear").split(",")
-    for shape in shapes:
-        if shape not in SHAPES:
-            raise choice("shape", shape, SHAPES)
-    steps = run.checkpoints
+    shapes, steps = asked.own.shape or ("linear",), run.checkpoints
 
     def part(step: int, weight: float) -> Part:
         return Part(f"{run.name}@step{step}", run.checkpoint(step), weight)
 
     mixes = [Mix("end", (part(steps[-1], 1.0),))] if steps else []
-    for window in asked.number("window") or [0.2]:
-        if not 0 < window <= 1:
-            raise UserError(f"window={window:g}: must be a share of the run, above 0 and at most 1")
+    for window in asked.own.window or (0.2,):
         inside = [step for step in steps if step >= (1 - window) * steps[-1] - 1e-9]
         if len(inside) < 2:
             raise UserError(
@@ -178,8 +225,8 @@ def mixes_of(asked: Asked) -> list[Mix]:
 
 def wanted(asked: Asked, mixes: Sequence[Mix]) -> Mix | None:
     """Return the average that `save` names; None where it names none, or the best. Raises `UserError` for others."""
-    named = asked.own.get("save", "best")
-    if named == "best":
+    named = asked.own.save
+    if named is None or named == "best":
         return None
     label = f"alpha={numbers('save', named)[0]:g}" if len(asked.inits) == 2 else named
     found = [mix for mix in mixes if mix.label == label]
@@ -220,19 +267,17 @@ def _row(mix: Mix, scoring: Scoring, place: Path, bar: tqdm[Any]) -> Row:
     return Row(mix.label, scores, {part.name: part.weight for part in mix.parts}, mix.alpha)
 
 
-def best_of(asked: Asked, rows: Sequence[Row], start: Losses | None) -> Row:
+def best_of(own: Options, rows: Sequence[Row], start: Losses | None) -> Row:
     """Return the best average: within `max_forgetting`, or by `weights`. Raises `UserError` where none is within."""
-    if (limit := asked.own.get("max_forgetting")) is None:
-        up, down = cast("Losses", PARSERS["weights"]("weights", asked.own.get("weights", "1,1")))
+    if own.max_forgetting is None:
+        up, down = own.weights or (1.0, 1.0)
         return min(rows, key=lambda row: up * row.losses[0] + down * row.losses[1])
-    if start is None:
-        raise UserError(f"max_forgetting={limit}: the loss before training is not known here; give weights=…")
-    allowed = cast("float", PARSERS["max_forgetting"]("max_forgetting", limit))
-    allowed *= start[0] if limit.endswith("%") else 1
+    assert start is not None, "asked for at the door"
+    allowed = own.max_forgetting * (start[0] if own.forgetting_is_share else 1)
     within = [row for row in rows if row.losses[0] <= start[0] + allowed]
     if not within:
         least = min(row.losses[0] for row in rows) - start[0]
-        raise UserError(f"max_forgetting={limit}: no average forgets so little; the least is {least:.4f} nats")
+        raise UserError(f"max_forgetting={allowed:g}: no average forgets so little; the least is {least:.4f} nats")
     return min(within, key=lambda row: row.losses[1])
 
 
@@ -281,11 +326,17 @@ def merge(arguments: Sequence[str]) -> None:
     if begun is None:
         return
     mixes = mixes_of(asked)
-    kept = wanted(asked, mixes)
     path = run_named(asked.inits[-1])
     run = open_run(path) if path is not None else None
-    output = Path(asked.own["output"]).expanduser() if "output" in asked.own else None
-    place = make_dir(output or (run.path / "report" if run else Path("merged")), "output")
+    start = losses_before(run) if run else None
+    if asked.own.max_forgetting is not None and start is None and len(asked.inits) != 2:
+        raise UserError("max_forgetting: the loss before training is not known here; give weights=…")
+    place = make_dir(asked.own.output or (run.path / "report" if run else Path("merged")), "output")
+    kept = wanted(asked, mixes)
+    if kept is not None:
+        from rewarm.model.merging import check_free
+
+        check_free(target_of(kept.label, place))
     rows = score(mixes, Scoring.of(as_the_run_was(begun.config, begun.overrides)), place)
     arms = beside(run)
     said = sentences(rows, run, arms)
@@ -295,23 +346,26 @@ def merge(arguments: Sequence[str]) -> None:
     write_durably(place / "merge.csv", as_csv(rows).encode())
     figures = [path.name for path in draw(rows, points, place)]
     sys.stdout.write(f"written to {place}: {', '.join(['merge.json', 'merge.csv', *figures])}\n")
-    if "save" in asked.own:
-        label = kept.label if kept else best_of(asked, rows, before(rows, run)).label
-        keep(next(mix for mix in mixes if mix.label == label), place)
+    if asked.own.save is not None:
+        on_line = [row.losses for row in rows if row.alpha == 0]
+        label = kept.label if kept else best_of(asked.own, rows, on_line[0] if on_line else start).label
+        keep(next(mix for mix in mixes if mix.label == label), target_of(label, place))
 
 
-def before(rows: Sequence[Row], run: Run | None) -> Losses | None:
-    """Return both losses before training: at the start of the line, or of the run; None where they are not known."""
-    if start := [row for row in rows if row.alpha == 0]:
-        return start[0].losses
-    losses = [run.loss(side)[1] for side in SIDES] if run else []
-    return (float(losses[0][0]), float(losses[1][0])) if losses and all(map(len, losses)) else None
+def losses_before(run: Run) -> Losses | None:
+    """Return both losses before a run's training; None where they were not logged."""
+    up, down = (run.loss(side)[1] for side in SIDES)
+    return (float(up[0]), float(down[0])) if len(up) and len(down) else None
 
 
-def keep(mix: Mix, place: Path) -> None:
+def target_of(label: str, place: Path) -> Path:
+    """Return the folder of an average that is kept."""
+    return place / f"merged-{label.replace('alpha=', '').replace(' ', '-')}"
+
+
+def keep(mix: Mix, target: Path) -> None:
     """Write an average as a folder in Hugging Face's format, and say how to go on from it."""
     from rewarm.model.merging import write
 
-    target = place / f"merged-{mix.label.replace('alpha=', '').replace(' ', '-')}"
     write(mix.parts, target)
     sys.stdout.write(f"{mix.label} is kept; next: rewarm train init={shlex.quote(quoted_path(target))}\n")

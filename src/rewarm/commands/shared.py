@@ -36,25 +36,37 @@ def share(arms: Sequence[Arm], made: Sequence[Arm] = ()) -> list[Arm]:
     `made` are arms that are finished: what they still have saved is used too.
     """
     found = _beginnings(arms)
-    saved: dict[int, set[int]] = defaultdict(set)
-    for number, beginning in enumerate(found):
+    saved: dict[str, set[int]] = defaultdict(set)
+    for arm, beginning in zip(arms, found, strict=True):
         if beginning:
-            saved[beginning.of].add(beginning.steps)
-            saved[number].add(beginning.steps)
-    roots = [number for number, beginning in enumerate(found) if beginning is None]
-    of_made = _beginnings([*made, *(arms[number] for number in roots)])[len(made) :] if made else [None] * len(roots)
-    alike = {number: made[b.of] for number, b in zip(roots, of_made, strict=True) if b and b.of < len(made)}
+            saved[arms[beginning.of].name].add(beginning.steps)
+            saved[arm.name].add(beginning.steps)
+    alike = _alike([arm for arm, beginning in zip(arms, found, strict=True) if beginning is None], made)
     completed = []
-    for number, (arm, beginning) in enumerate(zip(arms, found, strict=True)):
-        first = arms[beginning.of] if beginning else alike.get(number)
-        fork = ForkConfig(str(first.folder) if first else None, sorted(saved[number]))
-        words = [f"fork.run={quoted(fork.run)}"] if fork.run else []
-        words += [f"fork.steps={quoted(fork.steps)}"] if fork.steps else []
-        begins = Begins(arms[beginning.of].name, arms[beginning.of].folder, beginning.steps) if beginning else None
-        config = replace(arm.config, fork=fork)
-        completed.append(replace(arm, arguments=(*arm.arguments, *words), begins=begins, config=config))
+    for arm, beginning in zip(arms, found, strict=True):
+        first, begins = alike.get(arm.name), None
+        if beginning:
+            first = arms[beginning.of]
+            begins = Begins(first.name, first.folder, beginning.steps)
+        completed.append(_forked(arm, first, begins, sorted(saved[arm.name])))
     awaited = {arm.begins.name for arm in completed if arm.begins}
     return sorted(completed, key=lambda arm: arm.name not in awaited)
+
+
+def _alike(arms: Sequence[Arm], made: Sequence[Arm]) -> dict[str, Arm]:
+    """Return by the name of an arm the finished one that it is like for longest, where there is one."""
+    if not made:
+        return {}
+    found = _beginnings([*made, *arms])[len(made) :]
+    return {arm.name: made[b.of] for arm, b in zip(arms, found, strict=True) if b and b.of < len(made)}
+
+
+def _forked(arm: Arm, first: Arm | None, begins: Begins | None, saves: list[int]) -> Arm:
+    """Return an arm whose command says what it begins as, and what it saves for others."""
+    fork = ForkConfig(str(first.folder) if first else None, saves)
+    words = [f"fork.run={quoted(fork.run)}"] if fork.run else []
+    words += [f"fork.steps={quoted(fork.steps)}"] if fork.steps else []
+    return replace(arm, arguments=(*arm.arguments, *words), begins=begins, config=replace(arm.config, fork=fork))
 
 
 def left_of(arms: Sequence[Arm], *, shares: bool) -> list[Arm]:
@@ -109,12 +121,17 @@ class Arms(Source):
     def done(self, ended: Job, code: int) -> None:  # noqa: ARG002 - what it saved is there however it ended
         """Take note that an arm has ended, and remove what was saved for others where none of them needs it now."""
         self._ended.add(ended.name)
-        [arm] = [arm for arm in self._arms if arm.name == ended.name]
-        for folder in {arm.folder, *([Path(arm.config.fork.run)] if arm.config.fork.run else [])}:
-            waiting = [other for other in self._arms if other.config.fork.run == str(folder)]
-            try:
-                run = open_run(folder) if all(is_run(other.folder) for other in waiting) else None
-                if run and run.finished and run.config.fork.steps:
-                    free(run)
-            except RewarmError as error:
-                log.warning("%s", error)
+        [fork] = [arm.config.fork for arm in self._arms if arm.name == ended.name]
+        for folder in (*([str(ended.folder)] if fork.steps else []), *([fork.run] if fork.run else [])):
+            if all(is_run(arm.folder) for arm in self._arms if arm.config.fork.run == folder):
+                _free(Path(folder))
+
+
+def _free(folder: Path) -> None:
+    """Remove what a run that has ended has saved for others."""
+    try:
+        run = open_run(folder)
+        if run.finished and run.config.fork.steps:
+            free(run)
+    except RewarmError as error:
+        log.warning("%s", error)

@@ -12,8 +12,7 @@ from rewarm.config.schema import Config
 NEUTRAL = (
     *("run_dir", "dry_run", "tasks", "profile", "extend", "allow_lost_metrics", "max_hours", "device", "tracker"),
     *("checkpoint", "experiment", "arm", "sweep", "fork", "train.max_bad_steps", "train.parallel"),
-    *("train.recompute",),
-    *("train.peak_tflops", "train.tokens_per_second", "train.micro_batch_size"),
+    *("train.recompute", "train.peak_tflops", "train.tokens_per_second", "train.micro_batch_size"),
 )
 """Keys and groups that may differ when a run goes on: they do not change its numbers, or `exactness` says so."""
 KEPT = ("train.threads",)

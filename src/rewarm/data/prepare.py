@@ -32,6 +32,11 @@ class RunData:
     downstream: ValidationSet
     fingerprint: dict[str, str]
 
+    @property
+    def validation(self) -> dict[str, ValidationSet]:
+        """Return both validation sets by side."""
+        return {"upstream": self.upstream, "downstream": self.downstream}
+
 
 def _open(config: Config, side: str, split: str, tokenizer: Tokenizer, until: int, *, fills: bool = True) -> TokenRow:
     """Return `until` tokens or more of a side: as they lie, or in a store that is filled in the background.

@@ -136,14 +136,19 @@ def count(part: Part) -> int:
     return len(_files(part))
 
 
+def check_free(target: Path) -> None:
+    """Raise `UserError` where something lies where an average is to be written."""
+    if target.exists():
+        raise UserError(f"{target}: is there already; remove it, or give another output=…")
+
+
 def write(parts: Sequence[Part], target: Path, tick: Callable[[], object] = lambda: None) -> None:
     """Write the average as a folder in Hugging Face's format: FP32 weights, config, tokenizer, and its parts.
 
     Needs the memory of one file of it and of one tensor of each model. Until all is written there is no `target`.
     Raises `StorageError` where the disk is full, `UserError` where `target` is there already.
     """
-    if target.exists():
-        raise UserError(f"{target}: is there already; remove it, or give another output=…")
+    check_free(target)
     merged, names = average(parts, tick), sorted(_files(parts[-1]))
     aside = target.with_name(f".{target.name}.tmp")
     try:

@@ -58,8 +58,8 @@ def prune(checkpoints: Path, config: CheckpointConfig, plan: Plan, *, forks: boo
 
     What is saved for other runs alone does not count among the latest ones.
     """
-    found = steps(checkpoints)
-    own = [step for step in found if step not in plan.saved_for_others]
+    found, others = steps(checkpoints), plan.saved_for_others
+    own = [step for step in found if step not in others]
     kept = set(own[-config.keep :] if config.keep else own) | set(plan.milestones) | set(plan.forks if forks else ())
     for step in found:
         if step not in kept and not (step in own and config.keep_every and step % config.keep_every == 0):

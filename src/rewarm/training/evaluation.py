@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -59,3 +60,11 @@ def evaluate(
         if name:
             scores[f"domain/{name}/loss"] = float(total / count)
     return scores
+
+
+def evaluate_sides(
+    token_loss: TokenLoss, validation: Mapping[str, ValidationSet], precision: Precision, batch_size: int | None
+) -> dict[str, float]:
+    """Return the scores of each side's validation set, as metrics name them: `upstream/loss` and the like."""
+    found = {side: evaluate(token_loss, data, precision, batch_size) for side, data in validation.items()}
+    return {f"{side}/{key}": value for side, scores in found.items() for key, value in scores.items()}

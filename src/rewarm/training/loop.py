@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from rewarm.config.plan import Plan
-from rewarm.config.schema import Config
+from rewarm.config.schema import SIDES, Config
 from rewarm.data.prepare import RunData
 from rewarm.errors import DivergedError
 from rewarm.model.losses import TokenLoss
@@ -22,7 +22,7 @@ from rewarm.schedules import lr
 from rewarm.training.anchor import Anchor
 from rewarm.training.checkpoints.saving import Saver
 from rewarm.training.distributed import collectives, parallel, world
-from rewarm.training.evaluation import evaluate
+from rewarm.training.evaluation import evaluate_sides
 from rewarm.training.microbatch import too_large
 from rewarm.training.precision import Precision
 from rewarm.training.profiling import StepProfiler
@@ -178,13 +178,13 @@ class Loop:
 
     def evaluate(self) -> dict[str, float]:
         """Score both validation sets. A loss that is not finite is logged as it is, and training goes on."""
-        scores: dict[str, float] = self.state.position()
-        for side, data in {"upstream": self.data.upstream, "downstream": self.data.downstream}.items():
-            found = evaluate(self.token_loss, data, self.precision, self.config.evaluation.batch_size)
-            scores |= {f"{side}/{key}": value for key, value in found.items()}
-            if not math.isfinite(found["loss"]):
-                log.warning("%s loss is %g at step %d; training goes on", side, found["loss"], self.state.step)
-        return scores
+        batch = self.config.evaluation.batch_size
+        scores = evaluate_sides(self.token_loss, self.data.validation, self.precision, batch)
+        for side in SIDES:
+            loss = scores[f"{side}/loss"]
+            if not math.isfinite(loss):
+                log.warning("%s loss is %g at step %d; training goes on", side, loss, self.state.step)
+        return self.state.position() | scores
 
 
 def train(loop: Loop, recorder: Recorder, saver: Saver, stop: StopRequest, profiler: StepProfiler) -> None:

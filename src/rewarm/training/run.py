@@ -162,7 +162,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
         tokenizer = load_tokenizer(config.data.tokenizer)
         data = open_data(config, plan, tokenizer, fills=world.is_first())
         if begun.id is None:  # a run that was begun with a field that nobody has can go on
-            check_domain_fields(config, {"upstream": data.upstream, "downstream": data.downstream})
+            check_domain_fields(config, data.validation)
     check_same_data(begun.data, data.fingerprint, folder)
     precision = choose_precision(config, begun.chosen, device)
     state, token_loss = build_state(config, init, tokenizer, precision)
