@@ -28,7 +28,7 @@ TOKENS = 8192
 def build(way: str, context: int, *, compiled: bool) -> TokenLoss:
     config = compose_config("scale=local", f"model.max_context={context}", f"train.context={context}")
     device = torch.device("cpu")
-    set_up_host(config.train.threads, device)
+    set_up_host(config.train, device)
     model = load_model(resolve_init("scratch"), config.model, 0, device)
     if way != "rewarm":
         model.set_attn_implementation(way)  # type: ignore[operator]

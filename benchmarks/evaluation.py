@@ -29,7 +29,7 @@ WINDOWS, CONTEXT = 512, 128
 def main() -> None:
     config = compose_config("scale=local")
     device = resolve_device("auto")
-    set_up_host(config.train.threads, device)
+    set_up_host(config.train, device)
     precision = resolve_precision("auto", device)
     model = load_model(resolve_init("builtin"), config.model, 0, device)
     token_loss = TokenLoss(model)

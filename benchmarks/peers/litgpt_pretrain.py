@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,45 @@ class Windows(DataModule):
         return loader
 
 
+def config_of(shape: dict[str, Any], context: int) -> Config:
+    """Return litgpt's words for a GPT-NeoX's or a Llama's config.json."""
+    heads = shape["num_attention_heads"]
+    common = {
+        "block_size": context,
+        "padded_vocab_size": shape["vocab_size"],
+        "vocab_size": shape["vocab_size"],
+        "n_layer": shape["num_hidden_layers"],
+        "n_head": heads,
+        "n_embd": shape["hidden_size"],
+        "intermediate_size": shape["intermediate_size"],
+        "lm_head_bias": False,
+    }
+    if shape["model_type"] == "gpt_neox":
+        return Config(
+            name="neox",
+            **common,
+            rotary_percentage=0.25,
+            parallel_residual=True,
+            bias=True,
+            norm_class_name="LayerNorm",
+            mlp_class_name="GptNeoxMLP",
+        )
+    assert shape["model_type"] == "llama", shape["model_type"]
+    return Config(
+        name="llama",
+        **common,
+        n_query_groups=shape["num_key_value_heads"],
+        head_size=shape.get("head_dim"),
+        rotary_percentage=1.0,
+        rope_base=int(shape["rope_parameters"]["rope_theta"] if "rope_parameters" in shape else shape["rope_theta"]),
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        norm_eps=shape["rms_norm_eps"],
+        mlp_class_name="LLaMAMLP",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("windows")
@@ -74,28 +114,12 @@ def main() -> None:
     windows = np.load(options.windows)
     steps, batch, length = windows.shape
     data = Windows(torch.from_numpy(windows.reshape(-1, length)))
-    shape = options.shape
-    config = Config(
-        name="neox",
-        block_size=length - 1,
-        padded_vocab_size=shape["vocab_size"],
-        vocab_size=shape["vocab_size"],
-        n_layer=shape["num_hidden_layers"],
-        n_head=shape["num_attention_heads"],
-        n_embd=shape["hidden_size"],
-        intermediate_size=shape["intermediate_size"],
-        rotary_percentage=0.25,
-        parallel_residual=True,
-        bias=True,
-        lm_head_bias=False,
-        norm_class_name="LayerNorm",
-        mlp_class_name="GptNeoxMLP",
-    )
+    config = config_of(options.shape, length - 1)
     sys.stdout, stdout = sys.stderr, sys.stdout
     sys.argv = [sys.argv[0], "pythia-14m"]  # litgpt reads the command line once more where it saves
     with tempfile.TemporaryDirectory() as folder:
         setup(
-            "neox",
+            config.name,
             model_config=config,
             out_dir=Path(folder),
             precision=options.precision,
@@ -115,7 +139,7 @@ def main() -> None:
                 max_norm=1.0,
                 min_lr=1e-4,
                 lr_warmup_steps=2,
-                tie_embeddings=False,
+                tie_embeddings=bool(options.shape["tie_word_embeddings"]),
             ),
             eval=EvalArgs(interval=10**9, max_iters=1, final_validation=False),
         )

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,8 +34,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     windows = torch.from_numpy(np.load(options.windows)).to(device)
     micro = options.micro_batch or windows.shape[1]
-    shape = GPTNeoXConfig(**options.shape, attn_implementation=options.attention)
-    model = GPTNeoXForCausalLM(shape).to(device)
+    shape = AutoConfig.for_model(**options.shape)
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, attn_implementation=options.attention).to(
+        device
+    )
     forward = torch.compile(model, dynamic=False) if options.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=options.precision == "fp16")

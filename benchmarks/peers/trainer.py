@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 
 class Windows(Dataset[dict[str, torch.Tensor]]):
@@ -55,7 +55,7 @@ def main() -> None:
     torch.manual_seed(0)
     data, times = Windows(options.windows), Times()
     micro = options.micro_batch or data.batch_size
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(**options.shape))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**options.shape), dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -64,7 +64,7 @@ class Scoring:
 
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
-        set_up_host(config.train.threads, device)
+        set_up_host(config.train, device)
         tokenizer = load_tokenizer(config.data.tokenizer)
         validation = open_validation(config, tokenizer)
         check_domain_fields(config, validation)

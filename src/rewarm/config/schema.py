@@ -219,6 +219,8 @@ class TrainConfig:
     """What the backward pass computes again to save memory: full, each block; selective, all but its products."""
     compile: bool | None = None
     """Compile the model with torch.compile; null: where the run is long enough for that to save time."""
+    deterministic: bool | None = None
+    """Use only kernels that give the same bits each time; null: on a CPU, where that costs nothing."""
     threads: Annotated[int, Within(1, 1024)] | None = None
     """CPU threads; torch's own choice where not given."""
     peak_tflops: Annotated[float, Within(1e-6, 1e9)] | None = None

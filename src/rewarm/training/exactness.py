@@ -21,6 +21,17 @@ CPU_ONLY = ("cpu", "threads")
 """Conditions that change nothing where a GPU computes."""
 
 
+def be_deterministic(wanted: bool) -> None:  # noqa: FBT001
+    """Have torch take, or not, kernels alone whose sums are in the same order each time.
+
+    Others let threads add to the same number as they come: the gradient of embeddings that a compiler wrote, and on a
+    GPU that of attention. Where an operation has no such kernel, torch warns and takes what it has.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads it
+
+
 def cpu_kind() -> str:
     """Return the CPU's name and the instructions by which torch and its libraries choose their kernels."""
     features: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that will do

@@ -154,7 +154,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     plan = make_plan(config, begun.extensions)
     if early := plan.early_stop():
         log.info("%s", early)
-    set_up_host(kept_threads(config.train.threads, begun.conditions.threads, os.environ), device)
+    set_up_host(config.train, device, kept_threads(config.train.threads, begun.conditions.threads, os.environ))
     # Where `init` leads to can change from day to day: what it meant when the run was begun holds, and for all.
     pinned = begun.init or collectives.broadcast_object(lambda: None if saved else pin(resolve_init(config.init)))
     with collectives.main_process_first():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rewarm.config.plan import Plan
-from rewarm.config.schema import Config
+from rewarm.config.schema import Config, TrainConfig
 from rewarm.data.tokenizers import Tokenizer
 from rewarm.model.architectures import balance_of
 from rewarm.model.init import Init
@@ -21,16 +21,21 @@ from rewarm.training import microbatch
 from rewarm.training.anchor import Anchor
 from rewarm.training.compiling import compiles, keep_compiled_code
 from rewarm.training.distributed import collectives, parallel, world
+from rewarm.training.exactness import be_deterministic
 from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_precision
 from rewarm.training.recompute import recompute
 from rewarm.training.state import TrainState, make_optimizer
 
 
-def set_up_host(threads: int | None, device: torch.device) -> None:
-    """Set threads, and on a CPU tell glibc to keep large blocks: giving them back costs a third of the speed."""
+def set_up_host(config: TrainConfig, device: torch.device, threads: int | None = None) -> None:
+    """Set threads, and whether all that this process computes is the same each time it does.
+
+    On a CPU, also tell glibc to keep large blocks: giving them back costs a third of the speed.
+    """
     keep_compiled_code()
-    if threads:
+    if threads := threads or config.threads:
         torch.set_num_threads(threads)
+    be_deterministic(device.type == "cpu" if config.deterministic is None else config.deterministic)
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold = -3, -1
         libc = ctypes.CDLL(None)
