@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -84,11 +85,12 @@ def on_a_gpu(model: str, precision: str, micro_batch: int) -> Setting:
         ("model.tokenizer=builtin", "model.peak_lr=3e-4", "init=scratch", *overrides),
         {
             "Trainer compiled": (TRAINER, common, {}),
-            # Its mixed FP16 refuses to clip with a fused optimizer; weights in BF16 are less work than what the others do.
+            # Its mixed FP16 refuses to clip with a fused optimizer. Weights in BF16 are less work than the others'.
             "litgpt BF16 compiled": (LITGPT, ["--precision=bf16-true", f"--micro-batch={micro_batch}"], {}),
             "plain compiled": (PLAIN, [*common, "--attention=sdpa"], {}),
             "rewarm": ("rewarm", ["train.compile=false"], {}),
             "rewarm compiled": ("rewarm", ["train.compile=true"], {}),
+            "rewarm compiled, deterministic": ("rewarm", ["train.compile=true", "train.deterministic=true"], {}),
         },
         8192,
     )
@@ -168,12 +170,12 @@ def main() -> None:
     parser.add_argument("--setting", choices=list(SETTINGS), default="local")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", help="contenders whose name holds this")
+    parser.add_argument("--only", default="", help="contenders in whose name this regular expression is found")
     parser.add_argument("--python", action="append", default=[], help="NAME=PATH: another interpreter for a peer")
     parser.add_argument("--out", type=Path, help="also write JSON here")
     options = parser.parse_args()
     setting = SETTINGS[options.setting]
-    names = [name for name in setting.contenders if not options.only or options.only in name]
+    names = [name for name in setting.contenders if re.search(options.only, name)]
     pythons = dict(item.split("=", 1) for item in options.python)
     speeds: dict[str, list[float]] = {}
     limits: list[float] = []

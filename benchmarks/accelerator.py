@@ -49,6 +49,7 @@ class Work:
     tokenizer: Path | None
     repetitions: int
     contenders: str
+    tests: str
 
     def run(self, name: str, command: list[str], code: int = 0) -> bool:
         """Run a command, its output in a file of its own; return whether it ended with `code`."""
@@ -93,7 +94,7 @@ def environment() -> dict[str, str]:
 
 def tests(work: Work) -> None:
     """Run the tests that need a GPU."""
-    work.run("tests", [sys.executable, "-m", "pytest", "-q", "-rs", "tests/training", "-k", "gpu or cuda"])
+    work.run("tests", [sys.executable, "-m", "pytest", "-q", "-rs", "tests/training", "-k", work.tests])
     print((work.out / "tests.txt").read_text()[-600:], flush=True)
 
 
@@ -113,11 +114,16 @@ def losses(work: Work) -> None:
     size = [f"train.batch_size={batch}", f"train.context={context}", f"budget={steps * batch * context}"]
     shape = ["model=pythia-14m" if work.small else "model=pythia-70m", "schedule=cosine", "max_lr=1e-3", *size]
     found: dict[str, list[float]] = {}
-    for precision in ("fp32", "fp16", "bf16"):
-        name = f"losses-{precision}"
-        if not work.train(name, *shape, *data, f"precision={precision}", "train.log_every=1", "evaluation.every=50"):
-            continue
-        rows = work.metrics(name)
+    rest = ["train.log_every=1", "evaluation.every=100", "data.validation_tokens=65536"]
+    precisions = ("fp32", "fp16", "bf16")
+
+    def trained(precision: str) -> bool:
+        return work.train(f"losses-{precision}", *shape, *data, *rest, f"precision={precision}")
+
+    with ThreadPoolExecutor() as pool:
+        ended = [name for name, ok in zip(precisions, pool.map(trained, precisions), strict=True) if ok]
+    for precision in ended:
+        rows = work.metrics(f"losses-{precision}")
         found[precision] = [row["train/loss"] for row in rows if "train/loss" in row]
         ends = {key: value for key, value in rows[-1].items() if key.endswith("/loss")}
         print(f"losses: {precision} ends at {ends}, {rows[-1]['skipped']:.0f} steps skipped", flush=True)
@@ -145,27 +151,26 @@ def exactness(work: Work) -> None:
     shape = ["model=pythia-14m", "model.tokenizer=builtin", f"train.batch_size={batch}", f"train.context={context}"]
     shape += [f"budget={steps * batch * context}", f"checkpoint.every={steps // 3}", "train.log_every=1"]
     shape += [f"train.micro_batch_size={batch // 2}", "schedule=cosine"]
-    for kind in ("eager", "eager-deterministic", "compiled", "compiled-deterministic"):
+
+    def compare(kind: str) -> None:
         compiled, deterministic = str("compiled" in kind).lower(), str("deterministic" in kind).lower()
         given = [*shape, f"train.compile={compiled}", f"train.deterministic={deterministic}"]
         given += [] if work.small else ["precision=fp16"]
         names = [f"exact-{kind}-{name}" for name in ("once", "again", "killed")]
-        if not all(work.train(name, *given) for name in names[:2]):
-            continue
+        with ThreadPoolExecutor() as pool:
+            if not all(pool.map(lambda name: work.train(name, *given), names[:2])):
+                return
         killed = work.out / names[2]
+        command = work.command(names[2], *given)
         process = subprocess.Popen(
-            work.command(names[2], *given),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
         )
         while process.poll() is None and not list(killed.glob(f"checkpoints/*{steps // 3}/manifest.json")):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
         if not work.train(names[2], *given):
-            continue
+            return
         rows = [[(row["step"], row.get("train/loss")) for row in work.metrics(name)] for name in names]
         same = [digest(work.out / name) == digest(work.out / names[0]) for name in names]
         print(
@@ -173,6 +178,10 @@ def exactness(work: Work) -> None:
             f"losses: {rows[1] == rows[0]}, {rows[2] == rows[0]}",
             flush=True,
         )
+
+    kinds = ("eager", "eager-deterministic", "compiled", "compiled-deterministic")
+    with ThreadPoolExecutor(1 if work.small else len(kinds)) as pool:
+        list(pool.map(compare, kinds))
 
 
 def study(work: Work) -> None:
@@ -228,14 +237,15 @@ def main() -> None:
     parser.add_argument("--downstream", type=Path)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--repetitions", type=int, default=1)
-    parser.add_argument("--only", default="", help="contenders whose name holds this")
+    parser.add_argument("--only", default="", help="contenders, as `python -m benchmarks` takes them")
+    parser.add_argument("--tests", default="gpu or cuda", help="which tests, as pytest's -k takes them")
     parser.add_argument("--small", action="store_true", help="a rehearsal that a CPU ends in minutes")
     given = parser.parse_args()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * given.minutes
     text = [path and path.resolve() for path in (given.upstream, given.downstream, given.tokenizer)]
-    work = Work(out, end, given.model, given.small, *text, given.repetitions, given.only)
+    work = Work(out, end, given.model, given.small, *text, given.repetitions, given.only, given.tests)
     for group in given.parts.split(","):
         with ThreadPoolExecutor() as pool:
             for done in [pool.submit(DO[name], work) for name in group.split("+")]:

@@ -21,6 +21,21 @@ Balance = Callable[[tuple[Tensor, ...]], Tensor]
 """From the router logits of all layers, each (tokens, experts), to a weighted loss, 0-dim."""
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return a transformer's blocks, in their order: the longest list of modules that is in no other list."""
+    stacks: list[list[nn.Module]] = []
+
+    def look(module: nn.Module) -> None:
+        for child in module.children():
+            if isinstance(child, nn.ModuleList):
+                stacks.append(list(child))
+            else:
+                look(child)
+
+    look(model)
+    return max(stacks, key=len, default=[])
+
+
 def linear_head(model: nn.Module) -> nn.Linear | None:
     """Return the output layer of a model whose logits are that layer of the last hidden states, and nothing more.
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from rewarm.config.schema import Config
+from rewarm.model.architectures import blocks_of
 from rewarm.model.losses import TokenLoss, differentiate
 from rewarm.model.shape import PAYS_FROM
 from rewarm.storage import cache_dir
@@ -36,12 +37,20 @@ def keep_compiled_code() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
 
 
-def compile_model(token_loss: TokenLoss) -> None:
+def compile_model(token_loss: TokenLoss, recompute: str = "none", backend: str = "inductor") -> None:
     """Compile the transformer under the output layer, in place, for the shapes that it will see.
 
+    Each block is compiled by itself. They are all alike, so that the code of one serves all: a model of 24 blocks
+    compiles as fast as one of two. What is around a block, as FSDP's gathering of its weights, stays outside. Only
+    what chooses by single operations what to keep (`recompute` is selective) is compiled with the whole model.
     The products of the output layer stay as they are, chunk by chunk; what lies between them becomes a kernel or two.
     Parameters keep their names.
     """
     model = cast("Any", token_loss.model)
-    model.base_model.compile(dynamic=False)
-    token_loss.differentiate = torch.compile(differentiate, dynamic=False)
+    if recompute == "selective":
+        model.base_model.compile(dynamic=False, backend=backend)
+    else:
+        for block in blocks_of(model.base_model):
+            any_block = cast("Any", block)
+            any_block.forward = torch.compile(any_block.forward, dynamic=False, backend=backend)
+    token_loss.differentiate = torch.compile(differentiate, dynamic=False, backend=backend)

@@ -33,14 +33,17 @@ def evaluate(
     Several processes share the work, and all get the result.
     """
     n, context = data.domain_of.shape
-    at_once = batch_size or max(1, TOKENS_AT_ONCE[precision.device.type] // context)
+    most = world.size() * (batch_size or max(1, TOKENS_AT_ONCE[precision.device.type] // context))
+    rounds = math.ceil(n / most)
+    at_once = math.ceil(n / (rounds * world.size()))
     sums = np.zeros(len(data.domains))
     check_ids(data.tokens, token_loss.model)
     token_loss.eval()
-    for first in range(0, n, world.size() * at_once):
-        start = first + world.rank() * at_once
-        # A process that has nothing left goes along with one window: sharded weights are put together by all.
-        windows = torch.from_numpy(data.tokens[start : start + at_once] if start < n else data.tokens[:1])
+    for number in range(rounds):
+        start = (number * world.size() + world.rank()) * at_once
+        # All batches are of one size, for which compiled code is made once: the first windows fill up the last ones,
+        # and do not count.
+        windows = torch.from_numpy(data.tokens[np.arange(start, start + at_once) % n])
         with precision.autocast():
             losses = token_loss.each(windows.to(precision.device))
         domains = data.domain_of[start : start + at_once].ravel()

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rewarm.model.architectures import blocks_of
 from rewarm.training.distributed.world import size
 
 
@@ -33,8 +34,7 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
     if size() == 1:
         return module
     mesh = init_device_mesh(device.type, (size(),))
-    stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-    for block in max(stacks, key=len, default=nn.ModuleList()):
+    for block in blocks_of(module):
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
     register_fsdp_forward_method(module, "each")
