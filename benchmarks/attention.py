@@ -37,7 +37,7 @@ def build(way: str, context: int, *, compiled: bool) -> TokenLoss:
                 module.__class__ = GPTNeoXAttention
     token_loss = TokenLoss(model)
     if compiled:
-        compile_model(token_loss)
+        compile_model(token_loss, by_block=False)
     return token_loss
 
 

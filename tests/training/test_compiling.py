@@ -10,13 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 
 from rewarm.config.schema import Config
 from rewarm.training.compiling import PAYS_FROM, compile_model, compiles
+from rewarm.training.recompute import recompute
 from tests.conftest import ROOT, SMALL, make_config
 from tests.training.conftest import Build, run
 from tests.training.killing import metrics
@@ -39,13 +41,31 @@ def test_only_runs_that_are_long_enough_are_compiled(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch of its own code
-def test_the_model_compiles_without_a_graph_break(small: Small, make_loop: Build) -> None:
-    loop, _ = make_loop(small(*TINY))
-    base: Any = loop.state.model.base_model
-    windows = torch.from_numpy(loop.data.batches[1])
-    whole = torch.compile(base, dynamic=False, fullgraph=True, backend="aot_eager")
-    compiled = whole(input_ids=windows[:, :-1], use_cache=False).last_hidden_state
-    torch.testing.assert_close(compiled, base(input_ids=windows[:, :-1], use_cache=False).last_hidden_state)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("kind", ["none", "full", "selective"])
+@pytest.mark.parametrize("by_block", [True, False])
+def test_few_graphs_are_compiled_whatever_the_number_of_blocks(
+    small: Callable[..., Config],
+    make_loop: Build,
+    kind: str,
+    by_block: bool,  # noqa: FBT001
+) -> None:
+    losses = []
+    for compiled in (False, True):
+        loop, _ = make_loop(small(*TINY, "model.layers=4", "evaluation.batch_size=3"))
+        recompute(loop.state.model, kind)
+        graphs = CompileCounterWithBackend("aot_eager")  # type: ignore[no-untyped-call]
+        if compiled:
+            torch.compiler.reset()
+            counters.clear()
+            compile_model(loop.token_loss, by_block=by_block, backend=graphs)
+        loop.update(loop.forward_backward())
+        losses.append(loop.evaluate()["upstream/loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    # Training, evaluation, and the loss; by blocks that are computed again, once more where no block comes before.
+    assert graphs.frame_count <= 4
+    assert not counters["graph_break"]
+    torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch of its own code
@@ -60,7 +80,7 @@ def test_a_compiled_run_gives_the_losses_of_a_plain_one(
         loop, rows = make_loop(small(*TINY, "model.layers=1", "max_lr=3e-3"))
         if compiled:
             before = [name for name, _ in loop.state.model.named_parameters()]
-            compile_model(loop.token_loss)
+            compile_model(loop.token_loss, by_block=False)
             assert [name for name, _ in loop.state.model.named_parameters()] == before
         run(loop, rows)
         runs[compiled] = losses(rows)

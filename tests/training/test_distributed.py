@@ -154,6 +154,17 @@ def test_a_model_spread_over_two_goes_on_with_one_or_four_and_is_a_hugging_face_
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_spread_in_fp16_within_nodes_is_nearly_that_of_one_process(tmp_path: Path) -> None:
+    """Normalisations are rounded to FP16 where blocks are gathered; all else is the same."""
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    Processes(1, alone, "precision=fp16").finish()
+    nodes = {rank: {"LOCAL_WORLD_SIZE": "2"} for rank in range(4)}
+    Processes(4, run, "precision=fp16", "train.parallel=hsdp", environment=nodes).finish()
+    for row, reference in zip(metrics(run), metrics(alone), strict=True):
+        for key, value in reference.items():
+            assert row[key] == pytest.approx(value, rel=1e-2 if key == "grad_norm" else 1e-4), key
+
+
 def test_moments_of_a_spread_model_come_along_into_a_new_run(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     Processes(2, old, "train.parallel=fsdp", "budget=384").finish()
@@ -283,14 +294,18 @@ def test_a_restart_needs_a_folder_to_find(small: Callable[..., Config]) -> None:
         check_restarts(unnamed, {"TORCHELASTIC_MAX_RESTARTS": "3"})
 
 
-def test_a_spread_model_needs_its_micro_batch_on_gpus(small: Callable[..., Config]) -> None:
+def test_what_a_spread_model_cannot_do(small: Callable[..., Config]) -> None:
     config = small("train.parallel=fsdp")
     check_sharding(config, "cpu", 2)
     check_sharding(config, "cuda", 1)
     with pytest.raises(UserError, match=r"train\.micro_batch_size"):
         check_sharding(config, "cuda", 2)
-    with pytest.raises(UserError, match=r"train\.compile=true: does not go with"):
-        small("train.parallel=fsdp", "train.compile=true")
+    compiled = small("train.parallel=hsdp", "train.compile=true", "precision=auto")
+    check_sharding(replace(compiled, precision="fp32"), "cpu", 2)
+    with pytest.raises(UserError, match=r"train\.compile=true: with train\.parallel=hsdp on CPUs"):
+        check_sharding(compiled, "cpu", 2)
+    with pytest.raises(UserError, match=r"train\.parallel=hsdp: 1 processes with 2 on this node"):
+        world.nodes({"LOCAL_WORLD_SIZE": "2"})
     with pytest.raises(UserError, match=r"train\.parallel=zero: unknown choice"):
         small("train.parallel=zero")
 

@@ -214,6 +214,7 @@ def test_nothing_that_a_save_may_be_copying_changes_before_it_is_copied(small: S
     assert saver.saved.step == loop.state.step == len(saver.waited) > 1
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_no_update_waits_for_the_gpu(precision: str, small: Small, make_loop: Build) -> None:

@@ -89,7 +89,7 @@ def test_out_of_memory_with_one_sequence_is_said_in_one_line(small: Small, make_
 def test_cuda_finds_the_largest_once_and_remembers_it(
     small: Small, make_loop: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(*TINY, "train.batch_size=64")
+    config = small(*TINY, "train.batch_size=64", "budget=4096")
     loop, _ = make_loop(config)
     token_loss = TokenLoss(loop.state.model.cuda())
     precision = Precision("fp16", torch.device("cuda"))

@@ -64,17 +64,6 @@ def test_a_run_is_the_same_to_the_last_bit(small: Callable[..., Config], tmp_pat
     assert_same(tmp_path / "none", tmp_path / "full")
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch of its own code
-def test_it_compiles_without_a_graph_break(small: Callable[..., Config], make_loop: Build) -> None:
-    loop, _ = make_loop(small(*TINY))
-    recompute(loop.state.model, "full")
-    base: Any = loop.state.model.base_model
-    windows = torch.from_numpy(loop.data.batches[1])
-    whole = torch.compile(base, dynamic=False, fullgraph=True, backend="aot_eager")
-    compiled = whole(input_ids=windows[:, :-1], use_cache=False).last_hidden_state
-    torch.testing.assert_close(compiled, base(input_ids=windows[:, :-1], use_cache=False).last_hidden_state)
-
-
 def test_a_model_that_cannot_is_refused() -> None:
     class Other(torch.nn.Module):
         def gradient_checkpointing_enable(self, _: object) -> None:

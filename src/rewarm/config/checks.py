@@ -37,8 +37,8 @@ def check(config: Config) -> Config:
         f"anchor.l2={c.anchor.l2:g}: takes weights all the way back in one step at max_lr={c.max_lr:g}; lower it",
     )
     _require(
-        c.anchor.l2 == 0 or c.train.parallel != "fsdp",
-        f"anchor.l2={c.anchor.l2:g}: does not go with train.parallel=fsdp; leave one of them out",
+        c.anchor.l2 == 0 or c.train.parallel == "ddp",
+        f"anchor.l2={c.anchor.l2:g}: does not go with train.parallel={c.train.parallel}; leave one of them out",
     )
     _require(
         c.replay == 0 or c.data.train == "downstream",
@@ -99,10 +99,6 @@ def _check_step(c: Config) -> None:
     _require(
         c.model.max_context is None or t.context <= c.model.max_context,
         f"train.context={t.context}: is longer than the model's {c.model.max_context}",
-    )
-    _require(
-        not (t.parallel == "fsdp" and t.compile),
-        "train.compile=true: does not go with train.parallel=fsdp; leave one of them out",
     )
 
 

@@ -213,14 +213,14 @@ class TrainConfig:
     """Steps between two lines of training metrics; each is the mean since the last."""
     max_bad_steps: Count = 25
     """Non-finite steps in a row after which the run stops."""
-    parallel: Annotated[str, Choice("ddp", "fsdp")] = "ddp"
-    """How several processes (torchrun) hold the model: ddp, each all of it; fsdp, each its share of it."""
+    parallel: Annotated[str, Choice("ddp", "fsdp", "hsdp")] = "ddp"
+    """How several processes (torchrun) hold the model: ddp, each all; fsdp, each its share; hsdp, each node all."""
     recompute: Annotated[str, Choice("none", "selective", "full")] = "none"
     """What the backward pass computes again to save memory: full, each block; selective, all but its products."""
     compile: bool | None = None
     """Compile the model with torch.compile; null: where the run is long enough for that to save time."""
     deterministic: bool | None = None
-    """Use only kernels that give the same bits each time; null: on a CPU, where that costs nothing."""
+    """Use only kernels that give the same bits each time, or stop; null: on a CPU, where that costs nothing."""
     threads: Annotated[int, Within(1, 1024)] | None = None
     """CPU threads; torch's own choice where not given."""
     peak_tflops: Annotated[float, Within(1e-6, 1e9)] | None = None

@@ -47,9 +47,22 @@ def check_divides(config: Config, processes: int) -> None:
 
 
 def check_sharding(config: Config, device: str, processes: int) -> None:
-    """Raise `UserError` where a sharded model's micro-batch would have to be found by running out of memory."""
-    if config.train.parallel == "fsdp" and processes > 1 and device == "cuda" and not config.train.micro_batch_size:
-        raise UserError("train.micro_batch_size: train.parallel=fsdp does not find it by itself on GPUs; give it")
+    """Raise `UserError` for what a sharded model cannot do on a device.
+
+    On a GPU its micro-batch would have to be found by running out of memory. For a CPU, torch 2.13 writes C++ that
+    does not compile where weights are in BF16.
+    """
+    train = config.train
+    if train.parallel == "ddp" or processes == 1:
+        return
+    if device == "cuda" and not train.micro_batch_size:
+        raise UserError(
+            f"train.micro_batch_size: train.parallel={train.parallel} does not find it by itself on GPUs; give it"
+        )
+    if device == "cpu" and train.compile and config.precision != "fp32":
+        raise UserError(
+            f"train.compile=true: with train.parallel={train.parallel} on CPUs it needs precision=fp32; leave it out"
+        )
 
 
 def check_restarts(config: Config, environment: Mapping[str, str]) -> None:

@@ -21,14 +21,15 @@ CPU_ONLY = ("cpu", "threads")
 """Conditions that change nothing where a GPU computes."""
 
 
-def be_deterministic(wanted: bool) -> None:  # noqa: FBT001
+def be_deterministic(*, wanted: bool, strict: bool) -> None:
     """Have torch take, or not, kernels alone whose sums are in the same order each time.
 
-    Others let threads add to the same number as they come: the gradient of embeddings that a compiler wrote, and on a
-    GPU that of attention. Where an operation has no such kernel, torch warns and takes what it has.
+    Others let threads add to the same number as they come: the gradient of embeddings in code that torch.compile
+    wrote, and on a GPU that of attention. An operation without such a kernel is an error where `strict`, which flash
+    attention asks for to be exact; else torch warns.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.use_deterministic_algorithms(wanted, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads it
 
 

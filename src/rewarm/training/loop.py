@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from rewarm.config.plan import Plan
 from rewarm.config.schema import SIDES, Config
 from rewarm.data.prepare import RunData
-from rewarm.errors import DivergedError
+from rewarm.errors import DivergedError, UserError, first_line
 from rewarm.model.losses import TokenLoss
 from rewarm.model.weights import check_ids
 from rewarm.schedules import lr
@@ -95,6 +95,12 @@ class Loop:
                 return self._accumulate_gradients(windows)
             except torch.OutOfMemoryError as error:
                 raise too_large(self.config.train.context, self.micro_batch_size, len(windows), error) from None
+            except RuntimeError as error:
+                if "does not have a deterministic implementation" not in str(error):
+                    raise
+                raise UserError(
+                    f"train.deterministic=true: not with this model on this device; leave it out ({first_line(error)})"
+                ) from None
 
     def update(self, loss: Tensor) -> None:
         """Take the optimizer's step with the clipped gradients, unless something in it is not finite.
@@ -202,7 +208,9 @@ def train(loop: Loop, recorder: Recorder, saver: Saver, stop: StopRequest, profi
             saver.wait_for_copy()  # of a checkpoint of the state that changes now
             loop.update(loss)
             metrics = loop.metrics() if plan.logs(state.step) else {}
-        profiler.step()
+            if plan.saves(state.step):
+                loop.check_finite()  # waits for the device, whose time would else pass while nothing counts it
+            profiler.step()  # this too, at the end
         recorder.advance(plan.tokens_per_step)
         if metrics:
             recorder.write(metrics | (loop.evaluate() if plan.evaluates(state.step) else {}))

@@ -175,7 +175,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     chosen = make_choices(config, plan, begun.chosen, token_loss, precision)
     assert chosen.micro_batch_size is not None
     if chosen.compiled:
-        compile_model(token_loss, config.train.recompute)
+        compile_model(token_loss, by_block=world.size() > 1)
     peak = peak_tokens_per_second(config, precision)
     loop = Loop(config, plan, state, token_loss, data, precision, chosen.micro_batch_size, peak, anchor)
     recorder = Recorder()

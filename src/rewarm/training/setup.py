@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 import torch
@@ -22,7 +23,7 @@ from rewarm.training.anchor import Anchor
 from rewarm.training.compiling import compiles, keep_compiled_code
 from rewarm.training.distributed import collectives, parallel, world
 from rewarm.training.exactness import be_deterministic
-from rewarm.training.precision import LossScaler, Precision, peak_flops, resolve_precision
+from rewarm.training.precision import DTYPES, LossScaler, Precision, peak_flops, resolve_precision
 from rewarm.training.recompute import recompute
 from rewarm.training.state import TrainState, make_optimizer
 
@@ -35,7 +36,8 @@ def set_up_host(config: TrainConfig, device: torch.device, threads: int | None =
     keep_compiled_code()
     if threads := threads or config.threads:
         torch.set_num_threads(threads)
-    be_deterministic(device.type == "cpu" if config.deterministic is None else config.deterministic)
+    asked = config.deterministic
+    be_deterministic(wanted=device.type == "cpu" if asked is None else asked, strict=asked is True)
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         mmap_threshold, trim_threshold = -3, -1
         libc = ctypes.CDLL(None)
@@ -52,8 +54,9 @@ def build_state(
     check_fits(model, config.train.context, tokenizer)
     recompute(model, config.train.recompute)
     token_loss = TokenLoss(model, balance_of(model, config.model.router_loss))
-    if config.train.parallel == "fsdp":
-        parallel.shard(token_loss, precision.device)
+    if config.train.parallel != "ddp":
+        nodes = world.nodes(os.environ) if config.train.parallel == "hsdp" else 1
+        parallel.shard(token_loss, precision.device, DTYPES[precision.name], nodes)
     scaler = LossScaler(config.scaler, precision.device, dynamic=precision.scales)
     return TrainState(model, make_optimizer(model, config.optimizer), scaler), token_loss
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,16 +26,34 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
-def shard(module: nn.Module, device: torch.device) -> nn.Module:
+class _ExactLayerNorm(nn.LayerNorm):
+    """A LayerNorm that computes in FP32 whatever its weights are gathered in. On a GPU, autocast does that itself."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
+        return nn.functional.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
+
+
+def shard(module: nn.Module, device: torch.device, dtype: torch.dtype, nodes: int = 1) -> nn.Module:
     """Shard a module's weights over all processes, in place, and return it; a block's are whole only while it works.
 
-    `module` goes forward through calls and through `each`. Alone, a process keeps all of them.
+    `module` goes forward through calls and through `each`. Alone, a process keeps all of them. With several `nodes`
+    each node has a whole model, sharded over its own processes, and only gradients pass between nodes.
+
+    Blocks are gathered in `dtype`, the type of their products, and their gradients reduced in FP32: half the bytes of
+    FP32 weights. So their normalisations are rounded too, which one process leaves in FP32. Embeddings, the last
+    normalisation and the output layer are gathered in FP32, because the loss makes their gradient in FP32.
     """
     if size() == 1:
         return module
-    mesh = init_device_mesh(device.type, (size(),))
+    shape, names = ((nodes, size() // nodes), ("replicate", "shard")) if nodes > 1 else ((size(),), ("shard",))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    lower = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks_of(module):
-        fully_shard(block, mesh=mesh)
+        for norm in block.modules():
+            if type(norm) is nn.LayerNorm:
+                norm.__class__ = _ExactLayerNorm  # it adds no state
+        fully_shard(block, mesh=mesh, mp_policy=lower)
     fully_shard(module, mesh=mesh)
     register_fsdp_forward_method(module, "each")
     return module

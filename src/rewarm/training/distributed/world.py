@@ -60,6 +60,20 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def nodes(environment: Mapping[str, str]) -> int:
+    """Return over how many nodes the processes are spread, as torchrun tells; 1 where it does not.
+
+    Raises `UserError` where nodes have different numbers of them.
+    """
+    each = int(environment.get("LOCAL_WORLD_SIZE") or size())
+    if size() % each:
+        raise UserError(
+            f"train.parallel=hsdp: {size()} processes with {each} on this node are not as many on every node; "
+            f"start the same --nproc-per-node everywhere, or use train.parallel=fsdp"
+        )
+    return size() // each
+
+
 def local_device(device: torch.device, local_rank: int) -> torch.device:
     """Return the device of this process among those of its node. Raises `UserError` where there are too few."""
     if device.type != "cuda":
