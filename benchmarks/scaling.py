@@ -58,18 +58,21 @@ def memory_gb(shape: Shape, gpus: int, micro_batch: int, *, sharded: bool) -> fl
     activations = 34 * shape.hidden * shape.layers * CONTEXT * micro_batch
     if not sharded:
         return OTHER_GB + (18 * n + activations) / 1e9
-    whole = 8 * shape.embeddings + 12 * shape.blocks / shape.layers
-    return OTHER_GB + (16 * n / gpus + 2 * n + whole + activations) / 1e9
+    # Embeddings in FP32 with their gradients; of blocks, two in 16 bits, and the gradients of one.
+    whole = 8 * shape.embeddings + (2 * 2 + 2) * shape.blocks / shape.layers
+    return OTHER_GB + (16 * n / gpus + whole + activations) / 1e9
 
 
 def sent_gb(shape: Shape, gpus: int, micro_batch: int, *, sharded: bool) -> float:
     """Return the GB that a GPU sends in a step, over rings.
 
-    DDP: one all-reduce of FP32 gradients. FSDP: for each micro-batch two gatherings of weights and one scattering of
-    gradients.
+    DDP: one all-reduce of FP32 gradients. FSDP, for each micro-batch: two gatherings of the blocks in 16 bits and one
+    of the embeddings in FP32, and one scattering of FP32 gradients. So counts `tests/training/test_sharding.py`.
     """
-    once = 4 * shape.parameters * (gpus - 1) / gpus / 1e9
-    return once * (3 * SEQUENCES / gpus / micro_batch if sharded else 2)
+    share = (gpus - 1) / gpus / 1e9
+    if not sharded:
+        return 2 * 4 * shape.parameters * share
+    return (8 * shape.blocks + 8 * shape.embeddings) * share * SEQUENCES / gpus / micro_batch
 
 
 def derive() -> None:

@@ -99,7 +99,7 @@ class Loop:
                 if "does not have a deterministic implementation" not in str(error):
                     raise
                 raise UserError(
-                    f"train.deterministic=true: not with this model on this device; leave it out ({first_line(error)})"
+                    f"train.deterministic=true: not with this model and device; leave it out ({first_line(error)})"
                 ) from None
 
     def update(self, loss: Tensor) -> None:
