@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 
 from rewarm.commands.eval import evaluate
 from rewarm.commands.merge import merge
-from rewarm.errors import RewarmError
+from rewarm.commands.report import report
+from rewarm.errors import DataError, RewarmError
+from rewarm.report.arms import load
+from rewarm.report.findings import studies_of
 from rewarm.report.merging import Point, Row, lead, recovered, verdict
 from rewarm.training.run import run as train
 from tests.conftest import SMALL, make_config
@@ -53,7 +57,7 @@ def test_the_last_part_of_a_run_and_several_runs(sweep: Path, capsys: pytest.Cap
     trunk = sweep / "constant,seed=0"
     merge([str(trunk), "window=0.4,1", "shape=mean,1-sqrt", "save=best"])
     said = capsys.readouterr().out
-    found = json.loads((trunk / "report" / "merge.json").read_text())
+    found = json.loads((trunk / "report" / "merge-window.json").read_text())
     assert [row["label"] for row in found["rows"]] == ["end", "mean 0.4", "1-sqrt 0.4", "mean 1", "1-sqrt 1"]
     assert list(found["rows"][1]["made_of"].values()) == pytest.approx([1 / 3] * 3), "steps 6, 8 and 10"
     assert said.count("of what wsd,seed=0 gains") == 4
@@ -61,6 +65,33 @@ def test_the_last_part_of_a_run_and_several_runs(sweep: Path, capsys: pytest.Cap
     merge([*(str(sweep / f"constant,seed={seed}") for seed in range(3)), f"output={sweep / 'soup'}"])
     rows = json.loads((sweep / "soup" / "merge.json").read_text())["rows"]
     assert [row["label"].rpartition("/")[2] for row in rows][-2:] == ["constant,seed=2", "mean of 3"]
+
+
+def test_a_report_shows_what_was_averaged(sweep: Path, tmp_path: Path) -> None:
+    run = sweep / "constant,seed=1"
+    merge(["builtin", str(run), "alphas=0.3,0.7"])
+    merge([str(run), "window=1"])
+    report([str(sweep), f"out={tmp_path / 'out'}"])
+    line, window = (json.loads((run / "report" / f"{name}.json").read_text()) for name in ("merge", "merge-window"))
+    told = (tmp_path / "out" / "summary.md").read_text()
+    for found in (line, window):
+        assert all(sentence in told for sentence in found["verdict"])
+        for row in found["rows"]:
+            assert f"| {row['label']} | {row['scores']['upstream/loss']:.4f} |" in told
+    text = (tmp_path / "out" / "index.html").read_text()
+    data = json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    shown = {merged["title"]: merged for setting in data["settings"] for merged in setting["merged"]}
+    assert set(shown) >= {f"averages of builtin and {run}", "averages of constant,seed=1"}
+    drawn = base64.b64decode(shown["averages of constant,seed=1"]["figure"])
+    assert drawn == (run / "report" / "merge-window.svg").read_bytes()
+    (tradeoff,) = [chart for chart in studies_of(load([sweep]))[0].charts if chart.id == "tradeoff"]
+    points = dict(tradeoff.averages)[f"averages of builtin and {run}"]
+    assert [point[1] for point in points] == [row["scores"]["upstream/loss"] for row in line["rows"]]
+    low, high = tradeoff.y_range
+    assert all(low < point[1] < high for point in points)
+    (run / "report" / "merge.json").write_text('{"rows": 3}')
+    with pytest.raises(DataError, match=r"report/merge\.json: is not what rewarm merge wrote; merge again"):
+        report([str(sweep), f"out={tmp_path / 'out'}"])
 
 
 @pytest.mark.parametrize(

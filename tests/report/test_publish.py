@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from rewarm.commands.report import report
+from rewarm.report.merging import Row, as_json
+from rewarm.storage import write_json
 from rewarm.training.run import run as train
 from tests.conftest import make_config
 from tests.report.runs import write_run
@@ -62,13 +64,18 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_report_goes_to_wandb_with_figures_charts_table_and_files(tmp_path: Path) -> None:
     for arm in ("cosine_0.5", "cosine_1", "constant"):
-        write_run(tmp_path / "sweep", arm)
+        run = write_run(tmp_path / "sweep", arm)
+    row = Row("alpha=0.5", {"upstream/loss": 2.2, "downstream/loss": 2.4}, {"builtin": 0.5, "end": 0.5}, 0.5)
+    (run.path / "report").mkdir()
+    write_json(run.path / "report" / "merge.json", as_json([row], [], None, ["Said."]))
     report([str(tmp_path / "sweep"), f"out={tmp_path / 'out'}", "wandb=true"])
     found = records(tmp_path / "out")
     (begun,) = [record.run for record in found if record.HasField("run")]
     assert (begun.run_group, begun.job_type, begun.project) == ("sweep", "report", "rewarm")
     logged = {item.key or ".".join(item.nested_key) for record in found for item in record.history.item}
-    assert {"figures/figure-2", "charts/tradeoff_table", "arms"} <= {name.split(".")[0] for name in logged}
+    assert {"figures/figure-2", "charts/tradeoff_table", "arms", "averages"} <= {
+        name.split(".")[0] for name in logged
+    }
     artifacts = [record.request.log_artifact.artifact for record in found if record.request.HasField("log_artifact")]
     artifacts += [record.artifact for record in found if record.HasField("artifact")]
     files = {entry.path for artifact in artifacts for entry in artifact.manifest.contents}

@@ -20,7 +20,20 @@ from rewarm.config.values import quoted
 from rewarm.errors import RewarmError, UserError, choice
 from rewarm.forecast.options import PARSERS
 from rewarm.report.arms import Arm, arms_of, load
-from rewarm.report.merging import Losses, Row, as_csv, as_json, draw, points_of, recovered, seed_noise, table, verdict
+from rewarm.report.merging import (
+    FOLDER,
+    STEM,
+    Losses,
+    Row,
+    as_csv,
+    as_json,
+    draw,
+    points_of,
+    recovered,
+    seed_noise,
+    table,
+    verdict,
+)
 from rewarm.runs import checkpoint
 from rewarm.runs.run import Run, open_run, run_named
 from rewarm.runs.words import quoted_path
@@ -331,7 +344,7 @@ def merge(arguments: Sequence[str]) -> None:
     start = losses_before(run) if run else None
     if asked.own.max_forgetting is not None and start is None and len(asked.inits) != 2:
         raise UserError("max_forgetting: the loss before training is not known here; give weights=…")
-    place = make_dir(asked.own.output or (run.path / "report" if run else Path("merged")), "output")
+    place = make_dir(asked.own.output or (run.path / FOLDER if run else Path("merged")), "output")
     kept = wanted(asked, mixes)
     if kept is not None:
         from rewarm.model.merging import check_free
@@ -342,10 +355,11 @@ def merge(arguments: Sequence[str]) -> None:
     said = sentences(rows, run, arms)
     sys.stdout.write(table(rows) + "".join(f"\n{sentence}" for sentence in said) + "\n")
     points, noise = points_of(arms), seed_noise(arms)
-    write_json(place / "merge.json", as_json(rows, points, noise, said))
-    write_durably(place / "merge.csv", as_csv(rows).encode())
-    figures = [path.name for path in draw(rows, points, place)]
-    sys.stdout.write(f"written to {place}: {', '.join(['merge.json', 'merge.csv', *figures])}\n")
+    stem = f"{STEM}-window" if len(asked.inits) == 1 else STEM
+    write_json(place / f"{stem}.json", as_json(rows, points, noise, said))
+    write_durably(place / f"{stem}.csv", as_csv(rows).encode())
+    figures = [path.name for path in draw(rows, points, place / stem)]
+    sys.stdout.write(f"written to {place}: {', '.join([f'{stem}.json', f'{stem}.csv', *figures])}\n")
     if asked.own.save is not None:
         on_line = [row.losses for row in rows if row.alpha == 0]
         label = kept.label if kept else best_of(asked.own, rows, on_line[0] if on_line else start).label

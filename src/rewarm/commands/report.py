@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewarm.errors import DataError, UserError, nearest
+from rewarm.report import merging
 from rewarm.report.arms import load
 from rewarm.report.arms_table import to_csv, to_markdown
 from rewarm.report.findings import Study, studies_of
@@ -120,7 +121,8 @@ def write_report(asked: Asked, runs: Sequence[Run], studies: Sequence[Study]) ->
     for i, study in enumerate(studies):
         figures += draw_all(study.charts, out if i == 0 else make_dir(out / f"setting-{i + 1}", "out"))
     write_durably(out / "summary.csv", to_csv([row for study in studies for row in study.rows]).encode())
-    write_durably(out / "summary.md", "\n".join(f"## {s.name}\n\n{to_markdown(s.rows)}" for s in studies).encode())
+    parts = [[f"## {s.name}\n", to_markdown(s.rows), *map(merging.to_markdown, s.merged)] for s in studies]
+    write_durably(out / "summary.md", "\n".join(part for study in parts for part in study).encode())
     write_durably(out / "verdicts.md", verdicts_markdown(studies).encode())
     write_json(out / "verdicts.json", _verdicts_json(studies))
     write_page(out / "index.html", studies, runs, forecast_figures(asked.out))

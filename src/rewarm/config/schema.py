@@ -1,8 +1,7 @@
 """The typed configuration: one frozen dataclass for each group under `conf/`.
 
-A `Config` says what the user asked for. Each field's annotation says what it takes, bounds included; what several
-fields must be together is in `checks`, and `plan` works out what it all means in steps. This module imports neither
-torch nor transformers, so that a mistake is answered at once.
+A `Config` says what the user asked for. Each field's annotation says what it takes; what several must be together
+is in `checks`, and `plan` works out what it all means in steps. Neither torch nor transformers is imported.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 
 from rewarm.points import pareto_front
 from rewarm.report.arms import Arm, thin
+from rewarm.report.merging import Merged
 from rewarm.report.select import is_scratch
 from rewarm.report.views import Look, View
 from rewarm.runs.metrics import Values
@@ -51,6 +52,8 @@ class Chart:
     """points: the lines on the Pareto front, in order."""
     start: tuple[float, float] | None = None
     """points: where the arms began."""
+    averages: Sequence[tuple[str, list[tuple[float, float]]]] = ()
+    """points: averages of weights, by what they are; those between a start and an end in their order."""
 
 
 def _line(arm: Arm, label: str, look: Look, at: Values, **values: Values) -> Line:
@@ -127,7 +130,7 @@ def _paths(name: str, title: str, view: View, labels: Sequence[str], looks: Sequ
     )
 
 
-def _tradeoff(arms: Sequence[Arm], looks: Sequence[Look]) -> Chart:
+def _tradeoff(arms: Sequence[Arm], looks: Sequence[Look], merged: Sequence[Merged]) -> Chart:
     """Return the chart of where all arms ended: upstream against downstream loss, with the Pareto front."""
     lines = []
     for arm, look in zip(arms, looks, strict=True):
@@ -144,6 +147,8 @@ def _tradeoff(arms: Sequence[Arm], looks: Sequence[Look]) -> Chart:
     }
     start = min(starts, key=sum, default=None)  # that of the latest checkpoint
     shown = [(line.x[0], line.y[0]) for line in _in_sight(lines)] + ([start] if start else [])
+    averages = [(m.title, [(row.losses[1], row.losses[0]) for row in m.rows]) for m in merged]
+    shown += [point for _, found in averages for point in found]
     return Chart(
         "tradeoff",
         "What is learned, and what is lost",
@@ -155,6 +160,7 @@ def _tradeoff(arms: Sequence[Arm], looks: Sequence[Look]) -> Chart:
         _range(y for _, y in shown),
         pareto_front(points),
         start,
+        averages,
     )
 
 
@@ -185,7 +191,9 @@ def _learning_rates(arms: Sequence[Arm], looks: Sequence[Look]) -> Chart:
     )
 
 
-def charts_of(arms: Sequence[Arm], views: Sequence[View], looks: Sequence[Look]) -> list[Chart]:
+def charts_of(
+    arms: Sequence[Arm], views: Sequence[View], looks: Sequence[Look], merged: Sequence[Merged]
+) -> list[Chart]:
     """Return the figures of `views` of `arms`, each arm with its look: the paper's figures 1 to 9 first."""
     look_of: Mapping[int, Look] = {id(arm): look for arm, look in zip(arms, looks, strict=True)}
     found = []
@@ -200,4 +208,5 @@ def charts_of(arms: Sequence[Arm], views: Sequence[View], looks: Sequence[Look])
             else:
                 found.append(_curves(name, view.title, what, view, labels, own))
     learning = [arm for arm in arms if arm.config.data.train == "downstream"] or list(arms)
-    return [*found, _tradeoff(learning, [look_of[id(arm)] for arm in learning]), _learning_rates(arms, looks)]
+    tradeoff = _tradeoff(learning, [look_of[id(arm)] for arm in learning], merged)
+    return [*found, tradeoff, _learning_rates(arms, looks)]

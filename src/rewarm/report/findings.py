@@ -10,6 +10,7 @@ from rewarm.report.arms import Arm, arms_of, settings_of
 from rewarm.report.arms_table import Row, rows_of
 from rewarm.report.charts import Chart, charts_of
 from rewarm.report.claims import Verdict, judge
+from rewarm.report.merging import Merged, merged_of
 from rewarm.report.views import Look, View, in_order, looks_of, views_of
 from rewarm.runs.run import Run
 from rewarm.text import tokens_text
@@ -29,6 +30,8 @@ class Study:
     """On those of the paper's claims that the arms were made for."""
     charts: tuple[Chart, ...]
     rows: tuple[Row, ...]
+    merged: tuple[Merged, ...]
+    """What `rewarm merge` has found for runs of the arms."""
 
 
 def _study(found: Sequence[Arm]) -> Study:
@@ -36,6 +39,7 @@ def _study(found: Sequence[Arm]) -> Study:
     views = views_of(found)
     arms = in_order(found, views)
     looks = looks_of(arms, views)
+    merged = merged_of(arms)
     return Study(
         name=f"{config.model.name} on {config.data.name}, horizon {tokens_text(found[0].one.horizon)} tokens",
         arms=tuple(arms),
@@ -43,8 +47,9 @@ def _study(found: Sequence[Arm]) -> Study:
         views=tuple(views),
         answer=answer(arms, looks),
         verdicts=tuple(verdict for verdict in judge(arms) if not verdict.missing),
-        charts=tuple(charts_of(arms, views, looks)),
+        charts=tuple(charts_of(arms, views, looks, merged)),
         rows=tuple(rows_of(arms, looks)),
+        merged=tuple(merged),
     )
 
 

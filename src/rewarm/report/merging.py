@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from statistics import fmean
 from typing import Any
 
 from rewarm.config.schema import SIDES
+from rewarm.errors import DataError
 from rewarm.report.arms import Arm
 from rewarm.text import text_table
 
+FOLDER, STEM = "report", "merge"
+"""Where in a run's folder the files lie, and what their names begin with."""
 Losses = tuple[float, float]
 """Upstream and downstream loss, nats a token."""
 
@@ -48,6 +52,39 @@ class Point:
     name: str
     losses: Losses
     seeds: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `rewarm merge` has found and left in the folder of a run."""
+
+    run: str
+    rows: tuple[Row, ...]
+    said: tuple[str, ...]
+    figure: Path
+    """Its figure, as SVG."""
+
+    @property
+    def title(self) -> str:
+        """Return what was averaged."""
+        on_line = any(row.alpha is not None for row in self.rows)
+        return f"averages of {' and '.join(self.rows[0].made_of) if on_line else self.run}"
+
+
+def merged_of(arms: Sequence[Arm]) -> list[Merged]:
+    """Return what has been found for the runs of arms. Raises `DataError` where a file of it is damaged."""
+    found = []
+    for run in (run for arm in arms for run in arm.runs):
+        for path in sorted((run.path / FOLDER).glob(f"{STEM}*.json")):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                rows = [Row(r["label"], r["scores"], r["made_of"], r["alpha"]) for r in content["rows"]]
+                for row in rows:
+                    math.hypot(*row.losses)
+                found.append(Merged(run.name, tuple(rows), tuple(content["verdict"]), path.with_suffix(".svg")))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path}: is not what rewarm merge wrote; merge again, or remove it") from error
+    return found
 
 
 def points_of(arms: Sequence[Arm]) -> list[Point]:
@@ -127,6 +164,13 @@ def table(rows: Sequence[Row]) -> str:
     return text_table(("", "upstream", "downstream"), cells)
 
 
+def to_markdown(merged: Merged) -> str:
+    """Return what has been found for a run as Markdown."""
+    lines = [f"{merged.title[0].upper()}{merged.title[1:]}:", "", "| | upstream | downstream |", "|---|--:|--:|"]
+    lines += ["| " + " | ".join([row.label, *(f"{loss:.4f}" for loss in row.losses)]) + " |" for row in merged.rows]
+    return "\n".join([*lines, "", *merged.said]) + "\n"
+
+
 def as_csv(rows: Sequence[Row]) -> str:
     """Return the scores of all averages as CSV."""
     keys = list(rows[0].scores)
@@ -151,8 +195,8 @@ def as_json(rows: Sequence[Row], points: Sequence[Point], noise: float | None, s
     }
 
 
-def draw(rows: Sequence[Row], points: Sequence[Point], folder: Path) -> list[Path]:
-    """Draw the losses over alpha, where there is one, and both losses against each other, beside the arms."""
+def draw(rows: Sequence[Row], points: Sequence[Point], path: Path) -> list[Path]:
+    """Draw losses over alpha, where there is one, and against each other beside the arms: `path` with endings."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -183,4 +227,4 @@ def draw(rows: Sequence[Row], points: Sequence[Point], folder: Path) -> list[Pat
             at = (row.losses[1], row.losses[0])
             plane.annotate(row.label, at, xytext=(4, -10), textcoords="offset points", fontsize=8)
         plane.legend()
-        return save(figure, folder / "merge")
+        return save(figure, path)

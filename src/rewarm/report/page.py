@@ -21,6 +21,7 @@ from rewarm.report.arms import Arm, thin
 from rewarm.report.arms_table import SHORT, cell, headings, text
 from rewarm.report.claims import CONFIDENCE, MARGIN, Test, Verdict
 from rewarm.report.findings import Study
+from rewarm.report.merging import Merged
 from rewarm.report.select import is_scratch
 from rewarm.report.views import Look, View
 from rewarm.runs.folder import config_text, yaml_text
@@ -138,6 +139,17 @@ def _setting(study: Study, folder: str | None) -> dict[str, Any]:
         "views": [_view(view, place, folder) for view in study.views],
         "table": _table(study),
         "verdicts": [_verdict(verdict) for verdict in study.verdicts],
+        "merged": [_merged(merged) for merged in study.merged],
+    }
+
+
+def _merged(merged: Merged) -> dict[str, Any]:
+    figure = merged.figure.read_bytes() if merged.figure.is_file() else None
+    return {
+        "title": merged.title,
+        "said": merged.said,
+        "rows": [(row.label, *(f"{loss:.4f}" for loss in row.losses)) for row in merged.rows],
+        "figure": figure and base64.b64encode(figure).decode(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def _points(figure: Figure, axes: Axes, chart: Chart) -> None:
         axes.plot([line.x[0]] * 2, [line.low[0], line.high[0]], color=color, linewidth=1, zorder=2)
         if chart.start and not line.far:
             axes.annotate("", (line.x[0], line.y[0]), chart.start, arrowprops=ARROW | {"alpha": 0.35}, zorder=1)
+    for (label, points), dash in zip(chart.averages, itertools.cycle(DASHES.values()), strict=False):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, ".", linestyle=dash, color="#555555", linewidth=0.9, markersize=6, label=label, zorder=2)
     if chart.start:
         axes.plot(*chart.start, "o", markersize=12, color="#222222", markerfacecolor="none", label="start")
     axes.set_xlabel(f"{chart.x_label}; filled: on the Pareto front")

@@ -43,13 +43,17 @@ def _content(study: Study, figures: Sequence[Path]) -> dict[str, Any]:
         elif chart.kind == "points":
             points = wandb.Table(
                 columns=["arm", "downstream", "upstream"],
-                data=[[line.label, line.x[0], line.y[0]] for line in chart.lines],
+                data=[[line.label, line.x[0], line.y[0]] for line in chart.lines]
+                + [[row.label, *row.losses[::-1]] for merged in study.merged for row in merged.rows],
             )
             logged["charts/tradeoff"] = wandb.plot.scatter(points, "downstream", "upstream", title=chart.title)
     columns = headings(study.rows)
     logged["arms"] = wandb.Table(
         columns=list(columns.values()), data=[[cell(row, key) for key in columns] for row in study.rows]
     )
+    if study.merged:
+        rows = [[m.run, row.label, *row.losses] for m in study.merged for row in m.rows]
+        logged["averages"] = wandb.Table(columns=["run", "average", "upstream", "downstream"], data=rows)
     return logged
 
 

@@ -52,6 +52,14 @@ function tableCard(table) {
   const files = data.files.map(([text, href]) => make("a", {href}, text));
   return [make("div", {class: "bar"}, all, ...files), make("div", {class: "scroll"}, whole)];
 }
+function mergedCard(merged) {
+  return make("article", {class: "card"}, make("h3", {}, merged.title), ...merged.said.map((text) => make("p", {}, text)),
+    merged.figure ? image(merged.figure, merged.title) : null,
+    make("details", {}, make("summary", {}, "all averages"), tableOf(["", "upstream", "downstream"], merged.rows)));
+}
+function image(svg, alt) {
+  return make("img", {src: `data:image/svg+xml;base64,${svg}`, alt, class: "paper"});
+}
 function runCard(run) {
   return make("details", {class: "card"}, make("summary", {}, run.name + (run.finished ? "" : " (not finished)") + (run.damage ? " (metrics damaged)" : "")),
     run.damage ? make("p", {}, run.damage) : null, make("p", {class: "soft"}, run.path), run.command ? copyable(run.command) : null,
@@ -73,9 +81,10 @@ data.settings.forEach((setting, k) => {
   part(own("curves"), "Curves", explorer({...setting, key: own("curves")}, saved?.states[k]));
   part(own("arms"), "Arms", make("p", {class: "soft"}, "Losses are nats a token, means over seeds ± one standard deviation. A heading sorts."), ...tableCard(setting.table));
   if (setting.verdicts.length) part(own("claims"), "Claims of the paper", make("p", {class: "soft"}, data.note), make("div", {class: "grid"}, ...setting.verdicts.map(verdictCard)));
+  if (setting.merged.length) part(own("averages"), "Averages of weights", make("div", {class: "grid"}, ...setting.merged.map(mergedCard)));
 });
 if (data.forecasts.length) part("forecast", "Forecast", make("div", {class: "grid"},
-  ...data.forecasts.map(([name, svg]) => make("img", {src: `data:image/svg+xml;base64,${svg}`, alt: name, class: "paper"}))));
+  ...data.forecasts.map(([name, svg]) => image(svg, name))));
 part("runs", "Runs", make("details", {class: "runs", ...(data.runs.length > 6 ? {} : {open: ""})}, make("summary", {}, "configs, manifests and commands"),
   make("div", {class: "grid"}, ...data.runs.map(runCard))));
 
