@@ -47,7 +47,7 @@ def _learning_rate(plan: Plan) -> list[tuple[str, str]]:
 def _disk(config: Config, plan: Plan, shape: Shape | None) -> list[tuple[str, str]]:
     rows = []
     if shape is not None:
-        one = CHECKPOINT_BYTES * shape.parameters
+        one = (CHECKPOINT_BYTES + (4 if config.average.half_life else 0)) * shape.parameters
         saved = sum(plan.saves(step) for step in range(1, plan.steps + 1))
         kept = saved if config.checkpoint.keep == 0 else min(saved, config.checkpoint.keep + len(plan.milestones))
         rows.append(("checkpoints", f"{_size(one)} each, {kept:,} kept: {_size(one * kept)}"))
@@ -100,9 +100,10 @@ def describe(config: Config, plan: Plan) -> str:
     ]
     if shape is not None:
         rows += _compute(config, plan, shape)
-        states = (ADAMW_BYTES + (4 if config.anchor.l2 else 0)) * shape.parameters / GIB
-        held = "weights, gradients, AdamW and the start" if config.anchor.l2 else "weights, gradients and AdamW"
-        rows.append(("memory", f"{states:.2f} GiB for {held}, and activations beside"))
+        held = ["weights", "gradients", "AdamW", *(["the start"] if config.anchor.l2 else [])]
+        held += ["the average"] if config.average.half_life and config.average.device == "model" else []
+        states = (ADAMW_BYTES + 4 * (len(held) - 3)) * shape.parameters / GIB
+        rows.append(("memory", f"{states:.2f} GiB for {', '.join(held)}, and activations beside"))
     rows += [*_disk(config, plan, shape), ("time, without evaluation", ""), *_hours(config, plan)]
     width = max(len(name) for name, _ in rows) + 2
     return "".join(f"{name:<{width}}{value}".rstrip() + "\n" for name, value in rows)

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Protocol
 
 from rewarm.commands.board import Board, board
-from rewarm.config.schema import SweepConfig
+from rewarm.config.sweep_schema import SweepConfig
 from rewarm.errors import SIGNALS, RewarmError
 
 FOLLOWS = "REWARM_SWEEP"

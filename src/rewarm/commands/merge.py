@@ -231,8 +231,7 @@ def mixes_of(asked: Asked) -> list[Mix]:
     models = list({part.folder: part for mix in mixes for part in mix.parts}.values())
     check_alike(models)
     for part in models:
-        if checkpoint.is_own(part.folder):
-            checkpoint.verify(part.folder)
+        checkpoint.check_whole(part.folder)
     return mixes
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from rewarm.commands.arms import Arm, finished
 from rewarm.commands.launch import Begins, Job, Source
 from rewarm.config.plan import Plan, make_plan
-from rewarm.config.schema import Config, ForkConfig
+from rewarm.config.schema import Config
 from rewarm.config.sharing import Beginning, beginnings
+from rewarm.config.sweep_schema import ForkConfig
 from rewarm.config.values import quoted
 from rewarm.errors import RewarmError
 from rewarm.model.shape import PAYS_FROM, run_flops

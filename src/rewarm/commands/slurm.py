@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rewarm.commands.board import board
 from rewarm.commands.launch import Ended, Job, Source
-from rewarm.config.schema import SlurmConfig, SweepConfig
 from rewarm.config.shipped import conf_dir
+from rewarm.config.sweep_schema import SlurmConfig, SweepConfig
 from rewarm.errors import SIGNALS, RewarmError, UserError
 from rewarm.runs.run import read_summary
 from rewarm.storage import make_dir

@@ -18,7 +18,7 @@ from rewarm.commands.launch import Source, here
 from rewarm.commands.shared import Arms, left_of, share
 from rewarm.commands.slurm import on_slurm
 from rewarm.config.command_line import CommandLine
-from rewarm.config.schema import SweepConfig
+from rewarm.config.sweep_schema import SweepConfig
 
 
 def sweep(verb: str, line: CommandLine) -> None:

@@ -41,6 +41,10 @@ def check(config: Config) -> Config:
         f"anchor.l2={c.anchor.l2:g}: does not go with train.parallel={c.train.parallel}; leave one of them out",
     )
     _require(
+        c.average.device == "model" or c.train.parallel == "ddp",
+        f"average.device=host: does not go with train.parallel={c.train.parallel}; leave one of them out",
+    )
+    _require(
         c.replay == 0 or c.data.train == "downstream",
         f"replay={c.replay}: has no meaning with data.train=upstream; leave it out",
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
-from rewarm.config.schema import Config, Tokens
-from rewarm.config.values import Within
+from rewarm.config.schema import Config
+from rewarm.config.values import Tokens, Within
 from rewarm.errors import UserError
 from rewarm.schedules import ScheduleSpec, lr
 

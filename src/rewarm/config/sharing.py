@@ -78,7 +78,9 @@ def beginnings(
 
 def _fixed(config: Config) -> tuple[tuple[str, str], ...]:
     """Return everything of a config that must agree, by dotted key."""
-    passed_over = (*NEUTRAL, *SHAPING)
+    # How long a running average remembers is a share of the horizon.
+    kept = ("budget", "horizon") if config.average.half_life else ()
+    passed_over = [name for name in (*NEUTRAL, *SHAPING) if name not in kept]
     return tuple(
         (key, repr(value))
         for key, value in flat(asdict(config)).items()

@@ -110,6 +110,17 @@ class TokenCount:
         return bool(self.least <= value <= self.most)
 
 
+Words = Annotated[str, Text(r"[^\0]+", "text that is not empty")]
+Tokens = Annotated[int, TokenCount()]
+Count = Annotated[int, Within(1, 10**9)]
+Share = Annotated[float, Within(0, 1)]
+PartialShare = Annotated[float, Within(0, below=1)]
+PositiveShare = Annotated[float, Within(1e-6, 1)]
+LearningRate = Annotated[float, Within(1e-12, 1, note="such as 6e-4")]
+LossScale = Annotated[float, Within(1e-6, 1e12)]
+Seconds = Annotated[float, Within(0, 1e7)]
+
+
 def parse_tokens(name: str, value: object) -> int:
     """Return a positive number of tokens out of `50M`, `1.5B`, `2e9` or a number; `name` is for the error."""
     given = f"{name}={value_text(value)}"

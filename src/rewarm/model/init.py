@@ -93,6 +93,11 @@ def find_local(init: str) -> Init | None:
     base, _, revision = init.partition("@")
     if held := _held(base):
         steps, curve = held
+        if revision == checkpoint.AVERAGE and steps:
+            folder = steps[max(steps)] / checkpoint.AVERAGE
+            if not folder.is_dir():
+                raise CheckpointError(f"init={init}: has no running average; train it with average.half_life=0.1")
+            return Init(init, folder, max(steps))
         target = re.fullmatch(r"loss(\d+\.?\d*)", revision)
         step = nearest_by_loss(init, float(target[1]), curve(), steps) if target else _pick(init, revision, steps)
         return Init(init, steps[step], step)
@@ -118,7 +123,7 @@ def resolve_init(init: str) -> Init:
     """Return where the weights of `init` lie, downloaded if need be. Raises `CheckpointError` where there are none.
 
     Forms: scratch, builtin, builtin@STEP, builtin@lossX, FOLDER (in Hugging Face's format), RUN, RUN@STEP, RUN@lossX,
-    OWNER/NAME@REVISION; `lossX` is the checkpoint whose upstream loss was nearest to X.
+    RUN@average, OWNER/NAME@REVISION; `lossX` is the checkpoint whose upstream loss was nearest to X.
     """
     return find_local(init) or _from_hub(init, "main")
 
@@ -144,7 +149,8 @@ def resolve_pinned(pinned: Pinned) -> Init:
         return Init(pinned.asked, was, commit=commit) if was.is_dir() else _from_hub(f"{base}@{commit}", commit)
     places = [was]
     if pinned.step is not None and (held := _held(base)):  # where the folders were moved together
-        places += [path for step, path in held[0].items() if step == pinned.step]
+        inner = checkpoint.AVERAGE if was.name == checkpoint.AVERAGE else "."
+        places += [path / inner for step, path in held[0].items() if step == pinned.step]
     for place in places:
         if place.is_dir() and pinned.identity in (None, checkpoint.identity(place)):
             return Init(pinned.asked, place, pinned.step)

@@ -130,8 +130,8 @@ def _from_folder(init: Init, attention: str | None) -> nn.Module:
 
     folder, auto = init.folder, cast("Any", AutoModelForCausalLM)
     assert folder is not None
-    if checkpoint.is_own(folder) and not init.whole:
-        checkpoint.verify(folder)
+    if not init.whole:
+        checkpoint.check_whole(folder)
     try:
         model, info = auto.from_pretrained(
             folder,

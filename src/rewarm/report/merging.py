@@ -15,6 +15,7 @@ from typing import Any
 from rewarm.config.schema import SIDES
 from rewarm.errors import DataError
 from rewarm.report.arms import Arm
+from rewarm.runs.run import Run
 from rewarm.text import text_table
 
 FOLDER, STEM = "report", "merge"
@@ -61,7 +62,7 @@ class Merged:
     run: str
     rows: tuple[Row, ...]
     said: tuple[str, ...]
-    figure: Path
+    figure: Path | None = None
     """Its figure, as SVG."""
 
     @property
@@ -75,6 +76,7 @@ def merged_of(arms: Sequence[Arm]) -> list[Merged]:
     """Return what has been found for the runs of arms. Raises `DataError` where a file of it is damaged."""
     found = []
     for run in (run for arm in arms for run in arm.runs):
+        found += _running(run)
         for path in sorted((run.path / FOLDER).glob(f"{STEM}*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,6 +87,19 @@ def merged_of(arms: Sequence[Arm]) -> list[Merged]:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}: is not what rewarm merge wrote; merge again, or remove it") from error
     return found
+
+
+def _running(run: Run) -> list[Merged]:
+    """Return what a run's own running average of its weights came to, where it kept one."""
+    logged = [run.metrics.curve(f"{side}/loss_avg")[1] for side in SIDES]
+    if not all(map(len, logged)):
+        return []
+    ends = {"end": [run.loss(side)[1][-1] for side in SIDES], "running average": [values[-1] for values in logged]}
+    rows = []
+    for label, losses in ends.items():
+        scores = {f"{side}/loss": float(loss) for side, loss in zip(SIDES, losses, strict=True)}
+        rows.append(Row(label, scores, {run.name: 1.0} if label == "end" else {}))
+    return [Merged(run.name, tuple(rows), ())]
 
 
 def points_of(arms: Sequence[Arm]) -> list[Point]:

@@ -144,7 +144,7 @@ def _setting(study: Study, folder: str | None) -> dict[str, Any]:
 
 
 def _merged(merged: Merged) -> dict[str, Any]:
-    figure = merged.figure.read_bytes() if merged.figure.is_file() else None
+    figure = merged.figure.read_bytes() if merged.figure and merged.figure.is_file() else None
     return {
         "title": merged.title,
         "said": merged.said,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rewarm.config.schema import TrackerConfig
+from rewarm.config.sweep_schema import TrackerConfig
 from rewarm.report.arms_table import cell, headings
 from rewarm.report.charts import Chart
 from rewarm.report.findings import Study

@@ -24,6 +24,8 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.pt"
 """Optimizer, scaler, random state and counts, beside the weights."""
+AVERAGE = "average"
+"""The running average of the weights, where one is kept: a folder like that of the weights."""
 SAMPLE = 1 << 20
 """Bytes at the start and at the end of a file by which weights are told apart that have no manifest."""
 
@@ -101,6 +103,16 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{path}: is missing")
         if path.stat().st_size != expected["bytes"] or file_digest(path) != expected["sha256"]:
             raise CheckpointError(f"{path}: is not what was written (checksum differs)")
+
+
+def check_whole(folder: Path) -> None:
+    """Raise `CheckpointError` where a checkpoint of rewarm's, or the average within one, is not what was written.
+
+    Of other folders nothing is known that could be compared.
+    """
+    owner = folder.parent if folder.name == AVERAGE else folder
+    if is_own(owner):
+        verify(owner)
 
 
 def identity(folder: Path) -> str:

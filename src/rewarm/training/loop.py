@@ -111,6 +111,8 @@ class Loop:
             self._apply(loss)
         self.state.step += 1
         self.state.tokens += self.plan.tokens_per_step
+        if self.state.average is not None:
+            self.state.average.take(self.state.step)
 
     def _apply(self, loss: Tensor) -> None:
         state, clip = self.state, self.config.optimizer.clip
@@ -190,7 +192,16 @@ class Loop:
             loss = scores[f"{side}/loss"]
             if not math.isfinite(loss):
                 log.warning("%s loss is %g at step %d; training goes on", side, loss, self.state.step)
-        return self.state.position() | scores
+        return self.state.position() | scores | self._average_scores()
+
+    def _average_scores(self) -> dict[str, float]:
+        """Return both losses of the running average, where there is one."""
+        if self.state.average is None:
+            return {}
+        with self.state.average.swapped():
+            batch = self.config.evaluation.batch_size
+            scores = evaluate_sides(self.token_loss, self.data.validation, self.precision, batch)
+        return {f"{side}/loss_avg": scores[f"{side}/loss"] for side in SIDES}
 
 
 def train(loop: Loop, recorder: Recorder, saver: Saver, stop: StopRequest, profiler: StepProfiler) -> None:

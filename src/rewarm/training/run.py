@@ -32,7 +32,7 @@ from rewarm.runs.summary import table
 from rewarm.storage import cache_dir
 from rewarm.training.agreement import agreed, check_divides, check_restarts, check_sharding
 from rewarm.training.checkpoints import folder as checkpoints
-from rewarm.training.checkpoints.loading import load, load_moments
+from rewarm.training.checkpoints.loading import load_moments
 from rewarm.training.checkpoints.saving import Writer, make_saver
 from rewarm.training.compiling import compile_model, compiles
 from rewarm.training.distributed import collectives, together, world
@@ -56,6 +56,7 @@ from rewarm.training.setup import (
     make_anchor,
     make_choices,
     peak_tokens_per_second,
+    resume,
     set_up_host,
 )
 from rewarm.training.signals import StopRequest
@@ -165,10 +166,10 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
             check_domain_fields(config, data.validation)
     check_same_data(begun.data, data.fingerprint, folder)
     precision = choose_precision(config, begun.chosen, device)
-    state, token_loss = build_state(config, init, tokenizer, precision)
+    state, token_loss = build_state(config, plan, init, tokenizer, precision)
     anchor = make_anchor(config, state.model, resolve_pinned(pinned) if pinned and saved else None)
     if saved is not None:
-        load(saved, state)
+        resume(config, state, saved)
         log.info("%s: continues after step %d", folder.path, state.step)
     elif config.init_optimizer:
         load_moments(init.folder, state, config.init)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,14 +13,18 @@ from torch import nn
 from rewarm.config.plan import Plan
 from rewarm.config.schema import Config, TrainConfig
 from rewarm.data.tokenizers import Tokenizer
+from rewarm.errors import CheckpointError
 from rewarm.model.architectures import balance_of
 from rewarm.model.init import Init
 from rewarm.model.losses import TokenLoss
 from rewarm.model.shape import flops_per_token, run_flops
 from rewarm.model.weights import check_fits, load_model
+from rewarm.runs.checkpoint import AVERAGE
 from rewarm.runs.manifest import Chosen
 from rewarm.training import microbatch
 from rewarm.training.anchor import Anchor
+from rewarm.training.average import RunningAverage
+from rewarm.training.checkpoints.loading import load
 from rewarm.training.compiling import compiles, keep_compiled_code
 from rewarm.training.distributed import collectives, parallel, world
 from rewarm.training.exactness import be_deterministic
@@ -46,7 +51,7 @@ def set_up_host(config: TrainConfig, device: torch.device, threads: int | None =
 
 
 def build_state(
-    config: Config, init: Init, tokenizer: Tokenizer, precision: Precision
+    config: Config, plan: Plan, init: Init, tokenizer: Tokenizer, precision: Precision
 ) -> tuple[TrainState, TokenLoss]:
     """Return the state before the first update, and its model together with its loss."""
     torch.manual_seed(config.seed)
@@ -58,7 +63,22 @@ def build_state(
         nodes = world.nodes(os.environ) if config.train.parallel == "hsdp" else 1
         parallel.shard(token_loss, precision.device, DTYPES[precision.name], nodes)
     scaler = LossScaler(config.scaler, precision.device, dynamic=precision.scales)
-    return TrainState(model, make_optimizer(model, config.optimizer), scaler), token_loss
+    average = RunningAverage.of(config.average, plan, model)
+    return TrainState(model, make_optimizer(model, config.optimizer), scaler, average), token_loss
+
+
+def resume(config: Config, state: TrainState, saved: Path) -> None:
+    """Take everything but the weights out of a checkpoint. Raises `CheckpointError` where that has not all of it."""
+    load(saved, state)
+    if state.average is None:
+        return
+    if not (saved / AVERAGE).is_dir():
+        raise CheckpointError(f"{saved}: has no running average; leave average.half_life out")
+    init = Init(str(saved), saved / AVERAGE, whole=True)
+    whole = load_model(init, config.model, config.seed, torch.device("cpu"))
+    values = (p.detach() for p in whole.parameters() if p.requires_grad)
+    for mean, value in zip(state.average.means, values, strict=True):
+        parallel.copy_whole(value, mean)
 
 
 def make_anchor(config: Config, model: nn.Module, begins: Init | None) -> Anchor | None:

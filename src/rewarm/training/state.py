@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rewarm.config.schema import OptimizerConfig
+from rewarm.training.average import RunningAverage
 from rewarm.training.distributed import collectives, world
 from rewarm.training.precision import LossScaler
 
@@ -31,10 +32,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 class TrainState:
-    """The state of a run after `step` updates were tried: weights, optimizer, scaler, counts, RNG."""
+    """The state of a run after `step` updates were tried: weights, their average, optimizer, scaler, counts, RNG."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, scaler: LossScaler) -> None:
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.AdamW,
+        scaler: LossScaler,
+        average: RunningAverage | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.scaler, self.average = model, optimizer, scaler, average
         self.step = 0
         self.tokens = 0
         # Sums over the finite steps since the last line of metrics; they stay on the device until then.
@@ -66,7 +73,7 @@ class TrainState:
         return (loss / count, norm / count) if count else (math.nan, math.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the weights, which are stored in Hugging Face's format."""
+        """Return everything but the weights and their average, which are stored in Hugging Face's format."""
         rng = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state()

@@ -2,6 +2,7 @@
 
 checkpoints/step-N/   model.safetensors, config.json, tokenizer.json …   what transformers loads
 state.pt        optimizer, scaler, RNG, counts; loads with `weights_only=True`
+average/        the running average of the weights, where there is one: a Hugging Face folder too
 optimizer/      the optimizer instead, where several processes held its parts (torch.distributed.checkpoint)
 manifest.json   step, tokens, the size and SHA-256 of every other file, and its own; written last
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from rewarm.data.tokenizers import FILES as TOKENIZER_FILES
 from rewarm.errors import CheckpointError, first_line
-from rewarm.runs.checkpoint import MANIFEST, STATE, file_digest, folder_of, steps, verify
+from rewarm.runs.checkpoint import AVERAGE, MANIFEST, STATE, file_digest, folder_of, steps, verify
 from rewarm.storage import fsync_dir, sealed, set_aside, storing, write_json
 from rewarm.training.checkpoints.snapshot import MOMENTS, Snapshot
 
@@ -62,20 +63,26 @@ def write(parent: Path, snapshot: Snapshot, model: nn.Module, tokenizer_folder: 
 
 def _fill(aside: Path, snapshot: Snapshot, model: Any, tokenizer_folder: Path | None) -> None:  # noqa: ANN401 - a PreTrainedModel, which is untyped
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
-            shutil.copyfile(tokenizer_folder / name, aside / name)
+    for folder, weights in ((aside, snapshot.weights), (aside / AVERAGE, snapshot.average)):
+        if not weights:
+            continue
+        folder.mkdir(parents=True)
+        for name in TOKENIZER_FILES:
+            if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
+                shutil.copyfile(tokenizer_folder / name, folder / name)
+        try:
+            # This names weights as published checkpoints do (GPT-NeoX's embed_out, one matrix for each expert), so
+            # that older versions, converters and servers read them. transformers empties the dict.
+            model.save_pretrained(folder, state_dict=dict(weights), max_shard_size=MOST_BYTES)
+        except (SafetensorError, RuntimeError) as error:  # what their own code makes of an error of the disk
+            raise OSError(None, first_line(error)) from error
     try:
-        # This names weights as published checkpoints do (GPT-NeoX's embed_out, one matrix for each expert), so that
-        # older versions, converters and servers read them. The dict is a copy because transformers empties it.
-        model.save_pretrained(aside, state_dict=dict(snapshot.weights), max_shard_size=MOST_BYTES)
         torch.save(snapshot.state, aside / STATE)
-    except (SafetensorError, RuntimeError) as error:  # what their own code makes of an error of the disk
+    except RuntimeError as error:
         raise OSError(None, first_line(error)) from error
     if snapshot.moments is not None:
         snapshot.moments.rename(aside / MOMENTS)
-    for path in aside.glob("*.safetensors"):
+    for path in aside.rglob("*.safetensors"):
         shutil.copymode(aside / "config.json", path)  # safetensors lets only the owner read
     files = {}
     for path in sorted(path for path in aside.rglob("*") if path.is_file()):

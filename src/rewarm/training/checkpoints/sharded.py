@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rewarm.training.checkpoints.snapshot import MOMENTS, Snapshot, weights_of
+from rewarm.training.checkpoints.snapshot import MOMENTS, Snapshot, average_of, weights_of
 from rewarm.training.distributed import parallel, world
 from rewarm.training.state import TrainState
 
@@ -42,13 +41,19 @@ def take_snapshot(state: TrainState, parent: Path) -> Snapshot:
     """
     aside = parent / f".step-{state.step}.{MOMENTS}.tmp"
     save(moments(state), checkpoint_id=aside)
-    weights = {}
-    for name, value in weights_of(state.model).items():
+    weights, average = (_whole(found) for found in (weights_of(state.model), average_of(state)))
+    rest: dict[str, Any] = {key: value for key, value in state.state_dict().items() if key != "optimizer"}
+    return Snapshot(state.step, state.tokens, weights, rest, average, aside)
+
+
+def _whole(sharded: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole copies of tensors in the first process's host memory; the others get none."""
+    found = {}
+    for name, value in sharded.items():
         whole = parallel.full_tensor(value).detach()
         if world.is_first():
-            weights[name] = whole.cpu().clone()
-    rest: dict[str, Any] = {key: value for key, value in state.state_dict().items() if key != "optimizer"}
-    return Snapshot(state.step, state.tokens, weights, rest, aside)
+            found[name] = whole.cpu().clone()
+    return found
 
 
 def load_moments(folder: Path, whole: dict[str, Any] | None, state: TrainState) -> None:
@@ -61,11 +66,4 @@ def load_moments(folder: Path, whole: dict[str, Any] | None, state: TrainState) 
     ordered = [names[p] for group in state.optimizer.param_groups for p in group["params"]]
     for number, values in whole["state"].items():
         for key in KEYS:
-            _copy(values[key], mine[f"{ordered[number]}.{key}"])
-
-
-def _copy(value: Tensor, to: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded."""
-    if isinstance(to, DTensor):
-        value = distribute_tensor(value.to(to.device), to.device_mesh, to.placements)
-    to.copy_(value)
+            parallel.copy_whole(values[key], mine[f"{ordered[number]}.{key}"])

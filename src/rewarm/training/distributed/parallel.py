@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rewarm.model.architectures import blocks_of
@@ -68,6 +68,14 @@ def reshard(module: nn.Module) -> None:
 def full_tensor(value: Tensor) -> Tensor:
     """Return a tensor as one process alone would have it: gathered where it is sharded."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def copy_whole(value: Tensor, to: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    if isinstance(to, DTensor):
+        value = distribute_tensor(value.to(to.device), to.device_mesh, to.placements)
+    to.copy_(value)
 
 
 def is_sharded(module: nn.Module) -> bool:
