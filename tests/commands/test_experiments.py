@@ -28,7 +28,7 @@ from tests.conftest import ROOT, SMALL, make_config, rewarm
 
 PAPER = ("warmup_length", "max_lr", "from_scratch", "same_data", "early_checkpoint")
 FILES = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
-EXPERIMENTS = [name for name in FILES if name != "decay"]
+EXPERIMENTS = [name for name in FILES if name not in ("decay", "merge")]
 """Those whose runs are arms with a name of their own."""
 ARMS = sorted(path.stem for path in (conf_dir() / "arm").glob("*.yaml"))
 SCALES = ("local", "paper")

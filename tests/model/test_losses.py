@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rewarm.errors import UserError
 from rewarm.model import losses
-from rewarm.model.losses import TokenLoss, cross_entropy, linear_head
+from rewarm.model.losses import Teacher, TokenLoss, cross_entropy, linear_head
 
 SIZES = {
     "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
@@ -132,7 +134,18 @@ def test_sums_over_many_equal_tokens_do_not_overflow_in_fp16(size: float) -> Non
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     targets, factor = torch.full((n,), 3), torch.tensor(1.0)
-    parts = (hidden, head.weight, head.bias, targets, factor, torch.float16, n, losses.differentiate_on_cpu)
+    parts = (
+        hidden,
+        head.weight,
+        head.bias,
+        targets,
+        factor,
+        torch.float16,
+        n,
+        losses.differentiate_on_cpu,
+        None,
+        None,
+    )
     losses._ScaledLoss.apply(*parts).backward()  # type: ignore[no-untyped-call]
     expected = torch.full((VOCABULARY,), n / VOCABULARY)
     expected[3] -= n
@@ -169,3 +182,48 @@ def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
         token_loss(windows, torch.tensor(1.0)).backward()
         token_loss.each(windows)
     assert largest == 4
+
+
+# Attention's softmax is FP32 in any type, so that more digits than its are not the same every time.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 5e-6)])
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "phi"])
+@pytest.mark.usefixtures("rows")
+def test_a_teacher_adds_the_gradient_of_its_divergence_and_not_the_loss(
+    kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    model, windows = build(kind, dtype), make_windows()
+    torch.manual_seed(3)
+    start = build(kind, dtype)
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    teacher = Teacher.of(start, 0.7)
+    factor = torch.tensor(3.0, dtype=dtype)
+    loss = TokenLoss(model, teacher=teacher)(windows, factor)
+    ours = gradients(model, loss)
+    expected = plain(model, windows).sum()
+    logits = [m(input_ids=windows[:, :-1], use_cache=False).logits.log_softmax(-1) for m in (model, start)]
+    apart = nn.functional.kl_div(*logits, reduction="sum", log_target=True)
+    torch.testing.assert_close(loss, expected.detach() * factor, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(teacher.divergence.to(dtype), apart.detach(), rtol=1e-5, atol=0)
+    for name, gradient in gradients(model, (expected + 0.7 * apart) * factor).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=tolerance, atol=tolerance * 100)
+    assert all(p.grad is None for p in start.parameters())
+
+
+def test_the_range_of_fp16_holds_with_a_heavy_teacher() -> None:
+    model, start, windows = build("gpt_neox"), build("gpt_neox"), make_windows()
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.mul_(2)
+    found = []
+    for context in (torch.autocast("cpu", dtype=torch.float16), nullcontext()):
+        with context:
+            loss = TokenLoss(model, teacher=Teacher.of(start, 100.0))(windows, torch.tensor(1.0))
+        found.append(gradients(model, loss)["gpt_neox.final_layer_norm.weight"])
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-2 * float(found[1].abs().max()))
+
+
+def test_a_teacher_that_shapes_its_logits_is_refused() -> None:
+    with pytest.raises(UserError, match=r"anchor\.kl=1: not for a model that shapes its logits"):
+        Teacher.of(build("cohere"), 1.0)

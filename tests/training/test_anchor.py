@@ -15,6 +15,7 @@ from rewarm.training.anchor import Anchor
 from rewarm.training.run import run as train
 from tests.conftest import make_config
 from tests.training.killing import TINY, Command, assert_same
+from tests.training.test_distributed import Processes, assert_close
 from tests.training.test_loop import TINY as TINY_SHAPE
 
 Small = Callable[..., Config]
@@ -55,7 +56,7 @@ def test_the_stronger_the_pull_the_nearer_the_start(small: Small, tmp_path: Path
 
 def test_a_run_that_goes_on_is_pulled_to_the_same_start(tmp_path: Path) -> None:
     train(make_config(*TINY, f"run_dir={tmp_path / 'first'}"))
-    words = [*TINY, f"init={tmp_path / 'first'}@step9", "anchor.l2=50", "max_lr=3e-3"]
+    words = [*TINY, f"init={tmp_path / 'first'}@step9", "anchor.l2=50", "anchor.kl=0.5", "max_lr=3e-3"]
     train(make_config(*words, f"run_dir={tmp_path / 'whole'}"))
     for more, code in ((["max_hours=1e-6"], 75), ([], 0)):
         done = Command(["train", *words, *more, f"run_dir={tmp_path / 'cut'}"], tmp_path / "said", cwd=tmp_path)
@@ -63,7 +64,37 @@ def test_a_run_that_goes_on_is_pulled_to_the_same_start(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_the_heavier_the_teacher_the_nearer_its_predictions(small: Small, tmp_path: Path) -> None:
+    apart, forgot = [], []
+    for kl in (0, 1e-6, 1, 10):
+        path = tmp_path / str(kl)
+        train(small("init=builtin", "max_lr=3e-3", "warmup=0", f"anchor.kl={kl}", f"run_dir={path}"))
+        run = open_run(path)
+        assert ("anchor/kl" in run.metrics.columns) == bool(kl)
+        forgot.append(run.loss("upstream")[1][-1] - run.loss("upstream")[1][0])
+        apart.append(run.metrics.curve("anchor/kl")[1])
+    assert apart[1][0] == pytest.approx(0, abs=1e-4), "the first update is computed with the start's own weights"
+    assert apart[1][-1] > apart[2][-1] > apart[3][-1] > 0
+    assert forgot[0] == pytest.approx(forgot[1], abs=1e-3)
+    assert forgot[1] > forgot[2] > forgot[3]
+
+
+def test_several_processes_have_the_divergence_of_one(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    Processes(1, first, "max_lr=3e-3").finish()
+    words = (f"init={first}@step9", "anchor.kl=2", "max_lr=3e-3")
+    for count in (1, 2):
+        Processes(count, tmp_path / str(count), *words).finish()
+    assert_close(tmp_path / "2", tmp_path / "1")
+    assert open_run(tmp_path / "1").metrics["anchor/kl"][-1] > 1e-4
+
+
 def test_what_cannot_be_is_refused() -> None:
-    for words in (("anchor.l2=2e3", "max_lr=1e-3"), ("anchor.l2=1", "train.parallel=fsdp"), ("anchor.l2=-1",)):
-        with pytest.raises(UserError, match=r"anchor\.l2="):
-            make_config(*words)
+    refused: dict[str, tuple[tuple[str, ...], ...]] = {
+        "l2": (("anchor.l2=2e3", "max_lr=1e-3"), ("anchor.l2=1", "train.parallel=fsdp"), ("anchor.l2=-1",)),
+        "kl": (("anchor.kl=1", "init=scratch"), ("anchor.kl=1", "train.parallel=hsdp"), ("anchor.kl=-1",)),
+    }
+    for key, given in refused.items():
+        for words in given:
+            with pytest.raises(UserError, match=rf"anchor\.{key}="):
+                make_config(*words)

@@ -44,10 +44,14 @@ def _learning_rate(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
+def _checkpoint_bytes(config: Config, shape: Shape) -> int:
+    return (CHECKPOINT_BYTES + (4 if config.average.half_life else 0)) * shape.parameters
+
+
 def _disk(config: Config, plan: Plan, shape: Shape | None) -> list[tuple[str, str]]:
     rows = []
     if shape is not None:
-        one = (CHECKPOINT_BYTES + (4 if config.average.half_life else 0)) * shape.parameters
+        one = _checkpoint_bytes(config, shape)
         saved = sum(plan.saves(step) for step in range(1, plan.steps + 1))
         kept = saved if config.checkpoint.keep == 0 else min(saved, config.checkpoint.keep + len(plan.milestones))
         rows.append(("checkpoints", f"{_size(one)} each, {kept:,} kept: {_size(one * kept)}"))
@@ -100,7 +104,13 @@ def describe(config: Config, plan: Plan) -> str:
     ]
     if shape is not None:
         rows += _compute(config, plan, shape)
-        held = ["weights", "gradients", "AdamW", *(["the start"] if config.anchor.l2 else [])]
+        held = [
+            "weights",
+            "gradients",
+            "AdamW",
+            *(["the start"] if config.anchor.l2 else []),
+            *(["the teacher"] if config.anchor.kl else []),
+        ]
         held += ["the average"] if config.average.half_life and config.average.device == "model" else []
         states = (ADAMW_BYTES + 4 * (len(held) - 3)) * shape.parameters / GIB
         rows.append(("memory", f"{states:.2f} GiB for {', '.join(held)}, and activations beside"))
@@ -155,5 +165,5 @@ def _branch_points(arms: Sequence[Arm], plans: Mapping[str, Plan]) -> list[str]:
     points = sum(len({a.begins.step for a in arms if a.begins and a.begins.name == name}) for name in plans)
     if shape is None:
         return []
-    size = _size(points * CHECKPOINT_BYTES * shape.parameters)
+    size = _size(points * _checkpoint_bytes(arms[0].config, shape))
     return [f"where they part {points} checkpoints are kept until all that begin there have begun: {size} at most"]

@@ -36,9 +36,14 @@ def check(config: Config) -> Config:
         c.max_lr * c.anchor.l2 < 1,
         f"anchor.l2={c.anchor.l2:g}: takes weights all the way back in one step at max_lr={c.max_lr:g}; lower it",
     )
+    for key, value in (("l2", c.anchor.l2), ("kl", c.anchor.kl)):
+        _require(
+            value == 0 or c.train.parallel == "ddp",
+            f"anchor.{key}={value:g}: does not go with train.parallel={c.train.parallel}; leave one of them out",
+        )
     _require(
-        c.anchor.l2 == 0 or c.train.parallel == "ddp",
-        f"anchor.l2={c.anchor.l2:g}: does not go with train.parallel={c.train.parallel}; leave one of them out",
+        c.anchor.kl == 0 or c.init != "scratch",
+        f"anchor.kl={c.anchor.kl:g}: there is nothing to stay near to with init=scratch; leave one of them out",
     )
     _require(
         c.average.device == "model" or c.train.parallel == "ddp",

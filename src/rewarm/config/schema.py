@@ -187,6 +187,8 @@ class AnchorConfig:
 
     l2: Annotated[float, Within(0, 1e4)] = 0.0
     """Pull of each update towards the start weights, as weight decay pulls to 0: `lr * l2` of the way; 0 is none."""
+    kl: Annotated[float, Within(0, 1e3)] = 0.0
+    """Weight of the divergence from what the start model predicts on the same tokens, in the loss; 0 is none."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rewarm.errors import UserError
 from rewarm.model.architectures import Balance, linear_head
 
 CPU_LOGITS_AT_ONCE = 1 << 20
@@ -87,6 +89,53 @@ def differentiate_on_cpu(logits: Tensor, wanted: Tensor, gain: float) -> tuple[T
     return -ours.sum(), difference.to(logits.dtype)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A model whose predictions another one is to stay near to: `kl` times how far it is adds to its loss.
+
+    That is the divergence KL(teacher || model) of each next token, in nats. Of a token it has the gradient
+    `softmax(logits) - softmax(teacher's logits)`, as distillation without a temperature has (Hinton et al. 2015).
+    """
+
+    model: nn.Module
+    head: nn.Linear
+    kl: float
+    divergence: Tensor
+    """Sum of the divergences of all tokens since it was last set to 0; 0-dim, FP32."""
+
+    @classmethod
+    def of(cls, model: nn.Module, kl: float) -> Teacher:
+        """Return a model as a teacher. Raises `UserError` for one that does more to its logits than a layer does."""
+        head = linear_head(model)
+        if head is None:
+            raise UserError(f"anchor.kl={kl:g}: not for a model that shapes its logits; use anchor.l2 or replay")
+        model.requires_grad_(requires_grad=False).eval()
+        return cls(model, head, kl, torch.zeros((), device=head.weight.device))
+
+    @torch.no_grad()
+    def hidden(self, windows: Tensor) -> Tensor:
+        """Return the last hidden states of all tokens but the last of each window, as rows."""
+        output = cast("Any", self.model).base_model(input_ids=windows[:, :-1], use_cache=False)
+        return cast("Tensor", output.last_hidden_state.flatten(0, 1))
+
+
+def differentiate_towards(
+    logits: Tensor, wanted: Tensor, gain: float, taught: Tensor, kl: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed cross-entropy, the summed divergence, and `gain` times the gradient of their sum.
+
+    There the divergence of the logits (n, vocabulary) from those `taught` counts `kl` times. `wanted` is (n, 1).
+    """
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    ours, theirs = (torch.log_softmax(each.to(exact), -1) for each in (logits, taught))
+    p, q = ours.exp(), theirs.exp()
+    loss = -ours.gather(1, wanted).sum()
+    grad = (1 + kl) * p - kl * q
+    hit = torch.arange(logits.shape[1], device=logits.device) == wanted
+    grad = torch.where(hit, grad - 1, grad) * gain
+    return loss, (q * (theirs - ours)).sum(), grad.to(logits.dtype)
+
+
 def _fitting(hidden: Tensor, rows: int) -> Tensor:
     """Return the power of two that keeps a sum over `rows` of FP16 hidden states in range, 0-dim, FP32.
 
@@ -116,13 +165,16 @@ class _ScaledLoss(torch.autograd.Function):
         dtype: torch.dtype,
         rows: int,
         derive: Differentiate,
+        teacher: Teacher | None,
+        taught: Tensor | None,
     ) -> Tensor:
         exact = torch.promote_types(dtype, torch.float32)
         cast_hidden, cast_weight = hidden.to(dtype), weight.to(dtype)
         cast_bias = None if bias is None else bias.to(dtype)
         gain, fit, summed = 1.0, None, cast_hidden
         if dtype == torch.float16:
-            gain, fit = FP16_GAIN, _fitting(cast_hidden, rows)
+            # With a teacher, the gradient of a logit lies between -(1 + kl) and 1 + kl.
+            gain, fit = FP16_GAIN / (1 + (teacher.kl if teacher else 0)), _fitting(cast_hidden, rows)
             summed = cast_hidden * fit
         grad_hidden = torch.empty_like(cast_hidden)
         grad_weight = torch.zeros_like(weight, dtype=exact)
@@ -131,7 +183,12 @@ class _ScaledLoss(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             logits = nn.functional.linear(cast_hidden[part], cast_weight, cast_bias)
-            loss, grad = derive(logits, targets[part, None], gain)
+            if teacher is None or taught is None:
+                loss, grad = derive(logits, targets[part, None], gain)
+            else:
+                theirs = _logits(taught[part].to(dtype), teacher.head, dtype)
+                loss, apart, grad = differentiate_towards(logits, targets[part, None], gain, theirs, teacher.kl)
+                teacher.divergence.add_(apart)
             total += loss
             grad_hidden[part] = grad @ cast_weight
             grad_weight += grad.T @ summed[part]
@@ -148,7 +205,7 @@ class _ScaledLoss(torch.autograd.Function):
         factor = grad * factor
         hidden = hidden.to(ctx.dtype) * factor  # in FP32, unless the model itself has made them smaller
         weight = weight * (factor if fit is None else factor / fit)
-        return hidden, weight, None if bias is None else bias * factor, None, None, None, None, None
+        return hidden, weight, None if bias is None else bias * factor, *(None,) * 7
 
 
 class TokenLoss(nn.Module):
@@ -158,13 +215,15 @@ class TokenLoss(nn.Module):
     run in the type that autocast says, and losses in FP32.
     """
 
-    def __init__(self, model: nn.Module, balance: Balance | None = None) -> None:
+    def __init__(self, model: nn.Module, balance: Balance | None = None, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.model = model
         self.balance = balance
         """What training adds to the mean loss of a token: the load-balancing loss of a mixture of experts."""
         self.differentiate: Differentiate | None = None
         """The kernel for loss and gradient of the logits; None takes the device's."""
+        self.teacher = teacher
+        """What pulls its predictions; the loss that is returned is that of the tokens alone."""
         self._head = (linear_head(model),)  # in a tuple, so that it is not a second name of the model's parameters
 
     def forward(self, windows: Tensor, factor: Tensor) -> Tensor:
@@ -181,8 +240,9 @@ class TokenLoss(nn.Module):
             hidden = output.last_hidden_state.flatten(0, 1)
             rows = rows_at_once(head)
             derive = self.differentiate or (differentiate_on_cpu if hidden.device.type == "cpu" else differentiate)
-            arguments = (hidden, head.weight, head.bias, targets, factor, _product_type(hidden), rows, derive)
-            loss = _ScaledLoss.apply(*arguments)  # type: ignore[no-untyped-call]
+            taught = self.teacher and self.teacher.hidden(windows)
+            kinds = (_product_type(hidden), rows, derive, self.teacher, taught)
+            loss = _ScaledLoss.apply(hidden, head.weight, head.bias, targets, factor, *kinds)  # type: ignore[no-untyped-call]
         if self.balance is not None:
             loss = loss + self.balance(output.router_logits) * (factor * targets.numel())
         return loss

@@ -47,8 +47,9 @@ def compile_model(token_loss: TokenLoss, *, by_block: bool, backend: str | Calla
     code of one serves all. The products of the output layer stay as they are, chunk by chunk; what lies between
     them becomes a kernel or two. Parameters keep their names.
     """
-    model = cast("Any", token_loss.model)
-    parts: list[Any] = list(blocks_of(model.base_model)) if by_block else [model.base_model]
+    teacher = token_loss.teacher
+    models = [cast("Any", model).base_model for model in (token_loss.model, *((teacher.model,) if teacher else ()))]
+    parts: list[Any] = [block for model in models for block in blocks_of(model)] if by_block else models
     for part in parts:
         part.forward = torch.compile(part.forward, dynamic=False, backend=backend)
     token_loss.differentiate = torch.compile(differentiate, dynamic=False, backend=backend)

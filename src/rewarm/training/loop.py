@@ -137,6 +137,8 @@ class Loop:
 
     def _accumulate_gradients(self, windows: Tensor) -> Tensor:
         factor = self.state.scaler.factor
+        if self.token_loss.teacher is not None:
+            self.token_loss.teacher.divergence.zero_()
         scaled = torch.zeros((), device=self.precision.device)
         parts = torch.split(windows, self.micro_batch_size)
         for number, micro in enumerate(parts, 1):
@@ -160,8 +162,17 @@ class Loop:
             "loss_scale": state.scaler.scale.item(),
             "skipped": float(state.scaler.skipped.item()),
             **({} if self.anchor is None else {"anchor/distance": self.anchor.distance()}),
+            **self._divergence(),
             **self._speed(),
         }
+
+    def _divergence(self) -> dict[str, float]:
+        """Return how far a token's prediction of the last update was from the teacher's, where there is one."""
+        teacher = self.token_loss.teacher
+        if teacher is None:
+            return {}
+        collectives.total(teacher.divergence)
+        return {"anchor/kl": teacher.divergence.item() / self.plan.tokens_per_step}
 
     def check_finite(self) -> None:
         """Stop the run after too many non-finite steps in a row; without loss scaling, one is too many."""

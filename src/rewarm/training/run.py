@@ -53,7 +53,6 @@ from rewarm.training.resume import (
 from rewarm.training.setup import (
     build_state,
     choose_precision,
-    make_anchor,
     make_choices,
     peak_tokens_per_second,
     resume,
@@ -166,8 +165,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
             check_domain_fields(config, data.validation)
     check_same_data(begun.data, data.fingerprint, folder)
     precision = choose_precision(config, begun.chosen, device)
-    state, token_loss = build_state(config, plan, init, tokenizer, precision)
-    anchor = make_anchor(config, state.model, resolve_pinned(pinned) if pinned and saved else None)
+    state, token_loss, anchor = build_state(config, plan, init, pinned if saved else None, tokenizer, precision)
     if saved is not None:
         resume(config, state, saved)
         log.info("%s: continues after step %d", folder.path, state.step)

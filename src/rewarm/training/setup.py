@@ -15,12 +15,12 @@ from rewarm.config.schema import Config, TrainConfig
 from rewarm.data.tokenizers import Tokenizer
 from rewarm.errors import CheckpointError
 from rewarm.model.architectures import balance_of
-from rewarm.model.init import Init
-from rewarm.model.losses import TokenLoss
+from rewarm.model.init import Init, resolve_pinned
+from rewarm.model.losses import Teacher, TokenLoss
 from rewarm.model.shape import flops_per_token, run_flops
 from rewarm.model.weights import check_fits, load_model
 from rewarm.runs.checkpoint import AVERAGE
-from rewarm.runs.manifest import Chosen
+from rewarm.runs.manifest import Chosen, Pinned
 from rewarm.training import microbatch
 from rewarm.training.anchor import Anchor
 from rewarm.training.average import RunningAverage
@@ -51,20 +51,29 @@ def set_up_host(config: TrainConfig, device: torch.device, threads: int | None =
 
 
 def build_state(
-    config: Config, plan: Plan, init: Init, tokenizer: Tokenizer, precision: Precision
-) -> tuple[TrainState, TokenLoss]:
-    """Return the state before the first update, and its model together with its loss."""
+    config: Config, plan: Plan, init: Init, start: Pinned | None, tokenizer: Tokenizer, precision: Precision
+) -> tuple[TrainState, TokenLoss, Anchor | None]:
+    """Return the state with the weights of `init`, its model together with its loss, and what pulls it to its start.
+
+    The start is `init`, or for a run that goes on what it began with.
+    """
     torch.manual_seed(config.seed)
+
+    def load_start() -> nn.Module:
+        return load_model(resolve_pinned(start) if start else init, config.model, config.seed, precision.device)
+
     model = load_model(init, config.model, config.seed, precision.device)
     check_fits(model, config.train.context, tokenizer)
     recompute(model, config.train.recompute)
-    token_loss = TokenLoss(model, balance_of(model, config.model.router_loss))
+    teacher = Teacher.of(load_start(), config.anchor.kl) if config.anchor.kl else None
+    token_loss = TokenLoss(model, balance_of(model, config.model.router_loss), teacher)
     if config.train.parallel != "ddp":
         nodes = world.nodes(os.environ) if config.train.parallel == "hsdp" else 1
         parallel.shard(token_loss, precision.device, DTYPES[precision.name], nodes)
     scaler = LossScaler(config.scaler, precision.device, dynamic=precision.scales)
     average = RunningAverage.of(config.average, plan, model)
-    return TrainState(model, make_optimizer(model, config.optimizer), scaler, average), token_loss
+    anchor = Anchor.of(config.anchor.l2, model, load_start() if start else None) if config.anchor.l2 else None
+    return TrainState(model, make_optimizer(model, config.optimizer), scaler, average), token_loss, anchor
 
 
 def resume(config: Config, state: TrainState, saved: Path) -> None:
@@ -79,15 +88,6 @@ def resume(config: Config, state: TrainState, saved: Path) -> None:
     values = (p.detach() for p in whole.parameters() if p.requires_grad)
     for mean, value in zip(state.average.means, values, strict=True):
         parallel.copy_whole(value, mean)
-
-
-def make_anchor(config: Config, model: nn.Module, begins: Init | None) -> Anchor | None:
-    """Return what pulls a model to the start of its run: to where it is now, or where it goes on, to `begins`."""
-    if not config.anchor.l2:
-        return None
-    device = next(model.parameters()).device
-    start = None if begins is None else load_model(begins, config.model, config.seed, device)
-    return Anchor.of(config.anchor.l2, model, start)
 
 
 def choose_precision(config: Config, begun: Chosen, device: torch.device) -> Precision:
