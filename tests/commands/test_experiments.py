@@ -17,7 +17,7 @@ from rewarm.commands.arms import Swept, run_name
 from rewarm.commands.begin import begin
 from rewarm.config.command_line import parse
 from rewarm.config.plan import make_plan
-from rewarm.config.schema import Config
+from rewarm.config.schema import AnchorConfig, Config
 from rewarm.config.shipped import conf_dir
 from rewarm.errors import CheckpointError, UserError
 from rewarm.model.init import nearest_by_loss, resolve_init
@@ -56,6 +56,8 @@ def test_every_arm_of_every_experiment_composes(experiment: str, scale: str) -> 
 
 # What each arm changes: schedule, max LR as a share of the highest of pre-training, warm-up, and the rest.
 RECIPES: dict[str, tuple[str, float, float, dict[str, object]]] = {
+    "anchor_kl": ("cosine_neox", 1.0, 0.01, {"anchor": AnchorConfig(kl=1.0)}),
+    "anchor_l2": ("cosine_neox", 1.0, 0.01, {"anchor": AnchorConfig(l2=3.0)}),
     "constant": ("constant", 0.1, 0.0, {"min_lr_ratio": 1}),
     "cosine_0.5": ("cosine_neox", 0.5, 0.01, {}),
     "cosine_1": ("cosine_neox", 1.0, 0.01, {}),
@@ -87,10 +89,12 @@ def test_every_arm_is_its_recipe() -> None:
     for name in ARMS:
         config = make_config(f"arm={name}")
         usual = {"min_lr_ratio": 0.1, "init": "builtin", "replay": 0, "train": "downstream", "short": False}
+        usual["anchor"] = AnchorConfig()
         rest = {
             "min_lr_ratio": config.min_lr_ratio,
             "init": config.init,
             "replay": config.replay,
+            "anchor": config.anchor,
             "train": config.data.train,
             "short": (config.stop or config.budget) < config.budget,
         }
