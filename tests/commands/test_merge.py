@@ -85,7 +85,7 @@ def test_a_report_shows_what_was_averaged(sweep: Path, tmp_path: Path) -> None:
     drawn = base64.b64decode(shown["averages of constant,seed=1"]["figure"])
     assert drawn == (run / "report" / "merge-window.svg").read_bytes()
     (tradeoff,) = [chart for chart in studies_of(load([sweep]))[0].charts if chart.id == "tradeoff"]
-    points = dict(tradeoff.averages)[f"averages of builtin and {run}"]
+    [points] = [points for label, points, on_line in tradeoff.averages if on_line and label.endswith(str(run))]
     assert [point[1] for point in points] == [row["scores"]["upstream/loss"] for row in line["rows"]]
     low, high = tradeoff.y_range
     assert all(low < point[1] < high for point in points)

@@ -88,7 +88,9 @@ def test_a_killed_run_keeps_its_average_and_its_losses_are_those_of_the_model(tm
     pinned = replace(first.manifest.init, asked=f"{moved}@average")
     assert resolve_pinned(pinned).folder == moved / "checkpoints/step-12/average"
     report([str(moved), f"out={tmp_path / 'out'}"])
-    assert f"| running average | {logged:.4f} |" in (tmp_path / "out/summary.md").read_text()
+    told = (tmp_path / "out/summary.md").read_text()
+    assert "Averages of each run as it went" in told
+    assert f"| {logged:.4f} |" in told
 
 
 def test_several_processes_have_the_average_of_one(tmp_path: Path) -> None:

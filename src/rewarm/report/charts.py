@@ -52,8 +52,8 @@ class Chart:
     """points: the lines on the Pareto front, in order."""
     start: tuple[float, float] | None = None
     """points: where the arms began."""
-    averages: Sequence[tuple[str, list[tuple[float, float]]]] = ()
-    """points: averages of weights, by what they are; those between a start and an end in their order."""
+    averages: Sequence[tuple[str, list[tuple[float, float]], bool]] = ()
+    """points: averages of weights: what they are, both losses of each, and whether they lie on a line."""
 
 
 def _line(arm: Arm, label: str, look: Look, at: Values, **values: Values) -> Line:
@@ -147,8 +147,8 @@ def _tradeoff(arms: Sequence[Arm], looks: Sequence[Look], merged: Sequence[Merge
     }
     start = min(starts, key=sum, default=None)  # that of the latest checkpoint
     shown = [(line.x[0], line.y[0]) for line in _in_sight(lines)] + ([start] if start else [])
-    averages = [(m.title, [(row.losses[1], row.losses[0]) for row in m.rows]) for m in merged]
-    shown += [point for _, found in averages for point in found]
+    averages = [(m.title, [(row.losses[1], row.losses[0]) for row in m.rows], m.on_line) for m in merged]
+    shown += [point for _, found, _ in averages for point in found]
     return Chart(
         "tradeoff",
         "What is learned, and what is lost",

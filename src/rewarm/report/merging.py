@@ -15,7 +15,6 @@ from typing import Any
 from rewarm.config.schema import SIDES
 from rewarm.errors import DataError
 from rewarm.report.arms import Arm
-from rewarm.runs.run import Run
 from rewarm.text import text_table
 
 FOLDER, STEM = "report", "merge"
@@ -66,17 +65,20 @@ class Merged:
     """Its figure, as SVG."""
 
     @property
+    def on_line(self) -> bool:
+        """Return whether its averages lie on a line between two models, in their order."""
+        return any(row.alpha is not None for row in self.rows)
+
+    @property
     def title(self) -> str:
         """Return what was averaged."""
-        on_line = any(row.alpha is not None for row in self.rows)
-        return f"averages of {' and '.join(self.rows[0].made_of) if on_line else self.run}"
+        return f"averages of {' and '.join(self.rows[0].made_of) if self.on_line else self.run}"
 
 
 def merged_of(arms: Sequence[Arm]) -> list[Merged]:
     """Return what has been found for the runs of arms. Raises `DataError` where a file of it is damaged."""
-    found = []
+    found = _running(arms)
     for run in (run for arm in arms for run in arm.runs):
-        found += _running(run)
         for path in sorted((run.path / FOLDER).glob(f"{STEM}*.json")):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,17 +91,15 @@ def merged_of(arms: Sequence[Arm]) -> list[Merged]:
     return found
 
 
-def _running(run: Run) -> list[Merged]:
-    """Return what a run's own running average of its weights came to, where it kept one."""
-    logged = [run.metrics.curve(f"{side}/loss_avg")[1] for side in SIDES]
-    if not all(map(len, logged)):
-        return []
-    ends = {"end": [run.loss(side)[1][-1] for side in SIDES], "running average": [values[-1] for values in logged]}
+def _running(arms: Sequence[Arm]) -> list[Merged]:
+    """Return what the running averages of arms came to, the mean of their seeds; nothing where none kept one."""
     rows = []
-    for label, losses in ends.items():
-        scores = {f"{side}/loss": float(loss) for side, loss in zip(SIDES, losses, strict=True)}
-        rows.append(Row(label, scores, {run.name: 1.0} if label == "end" else {}))
-    return [Merged(run.name, tuple(rows), ())]
+    for arm in arms:
+        logged = [[run.metrics.curve(f"{side}/loss_avg")[1] for run in arm.runs] for side in SIDES]
+        if all(len(curve) for curves in logged for curve in curves):
+            scores = {f"{s}/loss": fmean(c[-1] for c in curves) for s, curves in zip(SIDES, logged, strict=True)}
+            rows.append(Row(arm.name, scores, {}))
+    return [Merged("each run as it went (running averages)", tuple(rows), ())] if rows else []
 
 
 def points_of(arms: Sequence[Arm]) -> list[Point]:

@@ -107,9 +107,11 @@ def _points(figure: Figure, axes: Axes, chart: Chart) -> None:
         axes.plot([line.x[0]] * 2, [line.low[0], line.high[0]], color=color, linewidth=1, zorder=2)
         if chart.start and not line.far:
             axes.annotate("", (line.x[0], line.y[0]), chart.start, arrowprops=ARROW | {"alpha": 0.35}, zorder=1)
-    for (label, points), dash in zip(chart.averages, itertools.cycle(DASHES.values()), strict=False):
+    styles = itertools.product(DASHES.values(), (".", "+", "x"))
+    for (label, points, on_line), (dash, marker) in zip(chart.averages, itertools.cycle(styles), strict=False):
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, ".", linestyle=dash, color="#555555", linewidth=0.9, markersize=6, label=label, zorder=2)
+        style = dash if on_line else "none"
+        axes.plot(x, y, marker, linestyle=style, color="#555555", linewidth=0.9, markersize=6, label=label, zorder=2)
     if chart.start:
         axes.plot(*chart.start, "o", markersize=12, color="#222222", markerfacecolor="none", label="start")
     axes.set_xlabel(f"{chart.x_label}; filled: on the Pareto front")
