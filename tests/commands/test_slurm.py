@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from rewarm.commands import launch
+from rewarm.commands import slurm as slurm_module
+from rewarm.commands.launch import Begins, Source
+from rewarm.config.sweep_schema import SweepConfig
+from rewarm.errors import UserError
 from rewarm.runs.run import find_runs, open_run
 from tests.commands.slurm import cluster
 from tests.conftest import ROOT
@@ -182,3 +187,31 @@ def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("rewarm: sweep.launcher=slurm: there is no sbatch here")
+
+
+class Both(Source):
+    """A run, and one that begins as it."""
+
+    def all(self) -> list[launch.Job]:
+        trunk = launch.Job("trunk", (), Path("trunk"))
+        return [trunk, launch.Job("decay", (), Path("decay"), begins=Begins("trunk", trunk.folder, 3))]
+
+
+def test_an_array_that_is_in_the_queue_is_known_though_the_next_could_not_be_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sbatch(*command: str, environment: object = None) -> str:
+        del environment
+        if command[0] == "squeue":
+            return "17_0 RUNNING\n"
+        if any(word.startswith("--dependency") for word in command):
+            raise UserError("sbatch: out of order")
+        return "17\n"
+
+    monkeypatch.setattr(slurm_module, "_slurm", sbatch)
+    arms = Both()
+    with pytest.raises(UserError, match="out of order"):
+        slurm_module.on_slurm(arms, SweepConfig(), tmp_path)
+    assert (tmp_path / ".slurm/jobs").read_text() == "17_0 trunk\n"
+    with pytest.raises(UserError, match="SLURM's jobs 17 are running some of its runs; wait for them, or scancel 17"):
+        slurm_module.on_slurm(arms, SweepConfig(), tmp_path)

@@ -72,8 +72,7 @@ def on_slurm(source: Source, options: SweepConfig, folder: Path) -> Ended:
     queued = {name: number for number, _, name in (line.partition(" ") for line in lines)}
     arrays = {number.partition("_")[0] for number in queued.values()}
     if not (queued and _states(arrays)):
-        queued = _submit(list(jobs.values()), options, place)
-        written.write_text("".join(f"{number} {name}\n" for name, number in queued.items()))
+        queued = _submit(list(jobs.values()), options, place, written)
     elif jobs.keys() - queued.keys():
         numbers = " ".join(sorted(arrays))
         raise UserError(
@@ -82,8 +81,12 @@ def on_slurm(source: Source, options: SweepConfig, folder: Path) -> Ended:
     return _await(source, {name: (jobs[name], number) for name, number in queued.items() if name in jobs}, place)
 
 
-def _submit(jobs: Sequence[Job], options: SweepConfig, place: Path) -> dict[str, str]:
-    """Put runs into SLURM's queue, and return the number of each by its name."""
+def _submit(jobs: Sequence[Job], options: SweepConfig, place: Path, written: Path) -> dict[str, str]:
+    """Put runs into SLURM's queue, and return the number of each by its name.
+
+    Each array is `written` down as soon as it is in the queue: a command that is killed between two must not put the
+    first into it once more.
+    """
     numbers: dict[str, str] = {}
     index = {job.name: i for i, job in enumerate(jobs)}
     for job in jobs:
@@ -98,6 +101,7 @@ def _submit(jobs: Sequence[Job], options: SweepConfig, place: Path) -> dict[str,
         flags = (f"--array={tasks}", f"--output={place.resolve()}/%a.log", *waits, *_flags(options.slurm))
         said = _slurm("sbatch", "--parsable", *flags, str(SCRIPT), str(place.resolve()), environment=environment)
         numbers |= {job.name: f"{said.strip().partition(';')[0]}_{index[job.name]}" for job in array}
+        written.write_text("".join(f"{number} {name}\n" for name, number in numbers.items()))
     return numbers
 
 
