@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rewarm.commands.forecast import forecast, output_folder
+from rewarm.commands.report import report as make_report
 from rewarm.config.plan import make_plan
 from rewarm.config.schema import Config
 from rewarm.errors import UserError
@@ -85,6 +86,7 @@ def test_a_sweep_is_fitted_held_out_predicted_and_drawn(sweep: Path, capsys: pyt
     assert re.search(r"rewarm train .*schedule=", said)
     report = sweep / "report"
     content = json.loads((report / "forecast.json").read_text())
+    assert content["said"] in said
     assert {e["run"] for e in content["holdout"]} == set(ARMS)
     assert all(abs(e["error"]) < 0.01 for e in content["holdout"] if not e["beyond"])
     assert (len(content["forecasts"]), len(content["withheld"])) == (4, 2)
@@ -100,6 +102,17 @@ def test_a_sweep_is_fitted_held_out_predicted_and_drawn(sweep: Path, capsys: pyt
     for row in rows:
         if row["kind"] == "predicted":
             assert float(row["low"]) < float(row["predicted"]) < float(row["high"])
+
+
+def test_the_page_of_a_report_says_what_the_forecast_said(sweep: Path, tmp_path: Path) -> None:
+    forecast([str(sweep), "weights=1,1", f"output={tmp_path}"])
+    make_report([str(sweep), f"out={tmp_path}"])
+    text = (tmp_path / "index.html").read_text()
+    shown = json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])["forecast"]
+    content = json.loads((tmp_path / "forecast.json").read_text())
+    assert shown["said"] == content["said"]
+    assert "rewarm train" in shown["said"]
+    assert [f"{name}.svg" for name, _ in shown["figures"]] == [name for name in content["figures"] if "svg" in name]
 
 
 def test_the_recommended_command_is_one_that_training_accepts(

@@ -89,7 +89,7 @@ def test_a_killed_run_keeps_its_average_and_its_losses_are_those_of_the_model(tm
     assert resolve_pinned(pinned).folder == moved / "checkpoints/step-12/average"
     report([str(moved), f"out={tmp_path / 'out'}"])
     told = (tmp_path / "out/summary.md").read_text()
-    assert "Averages of each run as it went" in told
+    assert "Averages of each run while it went" in told
     assert f"| {logged:.4f} |" in told
 
 

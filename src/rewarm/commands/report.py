@@ -15,7 +15,7 @@ from rewarm.report import merging
 from rewarm.report.arms import load
 from rewarm.report.arms_table import to_csv, to_markdown
 from rewarm.report.findings import Study, studies_of
-from rewarm.report.page import effect, test_cells, write_page
+from rewarm.report.page import Forecast, effect, test_cells, write_page
 from rewarm.report.plot import draw_all
 from rewarm.runs.folder import METRICS, SUMMARY
 from rewarm.runs.run import Run, find_runs
@@ -68,14 +68,15 @@ def parse(arguments: Sequence[str]) -> Asked:
     return Asked(tuple(paths), out, watch, given.get("wandb") == "true", every)
 
 
-def forecast_figures(folder: Path) -> dict[str, str]:
-    """Return the figures that `rewarm forecast` has left in the report's folder, by name, as SVG."""
+def forecast_of(folder: Path) -> Forecast:
+    """Return what `rewarm forecast` has left in the report's folder."""
     path = folder / "forecast.json"
     if not path.is_file():
-        return {}
-    names = json.loads(path.read_text(encoding="utf-8")).get("figures", [])
-    drawn = [folder / Path(name).name for name in names if Path(name).suffix == ".svg"]
-    return {figure.stem: figure.read_text(encoding="utf-8") for figure in drawn if figure.is_file()}
+        return Forecast()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    drawn = [folder / Path(name).name for name in content.get("figures", []) if Path(name).suffix == ".svg"]
+    figures = {figure.stem: figure.read_text(encoding="utf-8") for figure in drawn if figure.is_file()}
+    return Forecast(content.get("said", ""), figures)
 
 
 def verdicts_markdown(studies: Sequence[Study]) -> str:
@@ -125,7 +126,7 @@ def write_report(asked: Asked, runs: Sequence[Run], studies: Sequence[Study]) ->
     write_durably(out / "summary.md", "\n".join(part for study in parts for part in study).encode())
     write_durably(out / "verdicts.md", verdicts_markdown(studies).encode())
     write_json(out / "verdicts.json", _verdicts_json(studies))
-    write_page(out / "index.html", studies, runs, forecast_figures(asked.out))
+    write_page(out / "index.html", studies, runs, forecast_of(asked.out))
     return figures
 
 
@@ -160,7 +161,7 @@ def watch(asked: Asked) -> None:
             if runs:
                 done = all(run.summary is not None for run in runs)
                 refresh = None if done else max(1, round(asked.every))
-                write_page(out / "index.html", studies_of(runs), runs, forecast_figures(asked.out), refresh)
+                write_page(out / "index.html", studies_of(runs), runs, forecast_of(asked.out), refresh)
                 if done:
                     return
         time.sleep(asked.every)

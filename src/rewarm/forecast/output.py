@@ -271,6 +271,7 @@ def as_json(findings: Findings, figures: Sequence[str]) -> dict[str, Any]:
         "withheld": {candidate.label: candidate.withheld for candidate in findings.withheld},
         "pareto": [_outcome_json(findings, o) for o in findings.front],
         "recommendation": None,
+        "said": text(findings),
         "faults": findings.judgement.faults,
         "cautions": findings.judgement.cautions,
         "figures": list(figures),

@@ -72,7 +72,8 @@ class Merged:
     @property
     def title(self) -> str:
         """Return what was averaged."""
-        return f"averages of {' and '.join(self.rows[0].made_of) if self.on_line else self.run}"
+        ends = " and ".join(Path(name).name for name in self.rows[0].made_of)
+        return f"averages of {ends if self.on_line else self.run}"
 
 
 def merged_of(arms: Sequence[Arm]) -> list[Merged]:
@@ -99,7 +100,7 @@ def _running(arms: Sequence[Arm]) -> list[Merged]:
         if all(len(curve) for curves in logged for curve in curves):
             scores = {f"{s}/loss": fmean(c[-1] for c in curves) for s, curves in zip(SIDES, logged, strict=True)}
             rows.append(Row(arm.name, scores, {}))
-    return [Merged("each run as it went (running averages)", tuple(rows), ())] if rows else []
+    return [Merged("each run while it went", tuple(rows), ())] if rows else []
 
 
 def points_of(arms: Sequence[Arm]) -> list[Point]:

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,17 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def page(
-    studies: Sequence[Study], runs: Sequence[Run], forecasts: Mapping[str, str], refresh: int | None = None
-) -> str:
+@dataclass(frozen=True)
+class Forecast:
+    """What `rewarm forecast` has left beside a report."""
+
+    said: str = ""
+    """What it said on the terminal."""
+    figures: Mapping[str, str] = field(default_factory=dict)
+    """SVG by name."""
+
+
+def page(studies: Sequence[Study], runs: Sequence[Run], forecast: Forecast, refresh: int | None = None) -> str:
     """Return the page; with `refresh` it loads itself again after that many seconds, and no figures lie beside it."""
     names = sorted({str(run.config.experiment.name) for run in runs if run.config.experiment.name})
     unfinished = sum(not run.finished for run in runs)
@@ -188,7 +196,10 @@ def page(
             _setting(study, (f"setting-{i + 1}/" if i else "") if beside else None) for i, study in enumerate(studies)
         ],
         "files": [(name, name) for name in ("summary.csv", "verdicts.json")] if beside else [],
-        "forecasts": [(name, base64.b64encode(svg.encode()).decode()) for name, svg in forecasts.items()],
+        "forecast": {
+            "said": forecast.said,
+            "figures": [(name, base64.b64encode(svg.encode()).decode()) for name, svg in forecast.figures.items()],
+        },
         "runs": [_run(run) for run in runs],
         "refresh": refresh,
     }
@@ -205,8 +216,8 @@ def write_page(
     path: Path,
     studies: Sequence[Study],
     runs: Sequence[Run],
-    forecasts: Mapping[str, str],
+    forecast: Forecast,
     refresh: int | None = None,
 ) -> None:
     """Write the page to `path`; whoever reads it meanwhile sees the old one or the new one, whole."""
-    write_durably(path, page(studies, runs, forecasts, refresh).encode())
+    write_durably(path, page(studies, runs, forecast, refresh).encode())

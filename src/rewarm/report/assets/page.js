@@ -83,8 +83,8 @@ data.settings.forEach((setting, k) => {
   if (setting.verdicts.length) part(own("claims"), "Claims of the paper", make("p", {class: "soft"}, data.note), make("div", {class: "grid"}, ...setting.verdicts.map(verdictCard)));
   if (setting.merged.length) part(own("averages"), "Averages of weights", make("div", {class: "grid"}, ...setting.merged.map(mergedCard)));
 });
-if (data.forecasts.length) part("forecast", "Forecast", make("div", {class: "grid"},
-  ...data.forecasts.map(([name, svg]) => image(svg, name))));
+if (data.forecast.said || data.forecast.figures.length) part("forecast", "Forecast", data.forecast.said ? make("pre", {class: "card"}, data.forecast.said) : "",
+  make("div", {class: "grid"}, ...data.forecast.figures.map(([name, svg]) => image(svg, name))));
 part("runs", "Runs", make("details", {class: "runs", ...(data.runs.length > 6 ? {} : {open: ""})}, make("summary", {}, "configs, manifests and commands"),
   make("div", {class: "grid"}, ...data.runs.map(runCard))));
 
