@@ -28,7 +28,8 @@ def be_deterministic(*, wanted: bool, strict: bool) -> None:
     wrote, and on a GPU that of attention. An operation without such a kernel is an error where `strict`, which flash
     attention asks for to be exact; else torch warns.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
     torch.use_deterministic_algorithms(wanted, warn_only=not strict)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads it
 
