@@ -104,16 +104,16 @@ def describe(config: Config, plan: Plan) -> str:
     ]
     if shape is not None:
         rows += _compute(config, plan, shape)
-        held = [
-            "weights",
-            "gradients",
-            "AdamW",
-            *(["the start"] if config.anchor.l2 else []),
-            *(["the teacher"] if config.anchor.kl else []),
-        ]
-        held += ["the average"] if config.average.half_life and config.average.device == "model" else []
-        states = (ADAMW_BYTES + 4 * (len(held) - 3)) * shape.parameters / GIB
-        rows.append(("memory", f"{states:.2f} GiB for {', '.join(held)}, and activations beside"))
+        averaged = config.average.half_life and config.average.device == "model"
+        copies = {"the start": config.anchor.l2, "the teacher": config.anchor.kl, "the average": averaged}
+        more = [name for name, there in copies.items() if there]
+        states = (ADAMW_BYTES + 4 * len(more)) * shape.parameters / GIB
+        rows.append(
+            (
+                "memory",
+                f"{states:.2f} GiB for {', '.join(['weights', 'gradients', 'AdamW', *more])}, and activations beside",
+            )
+        )
     rows += [*_disk(config, plan, shape), ("time, without evaluation", ""), *_hours(config, plan)]
     width = max(len(name) for name, _ in rows) + 2
     return "".join(f"{name:<{width}}{value}".rstrip() + "\n" for name, value in rows)

@@ -20,10 +20,10 @@ ADAMW_BYTES = 16
 """Bytes a parameter takes in training: weight, gradient and both moments in FP32."""
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """Keys of a config.json that a checkpoint and the model that it is a checkpoint of have in common."""
-PAYS_FROM = {"cpu": 1.5e14, "cuda": 8e16}
+PAYS_FROM = {"cpu": 1.5e14, "cuda": 1e17}
 """Training FLOPs of a run from which compiling is worth its time. On two CPU cores that are seven minutes or more, of
-which a tenth or more is won for 35 seconds of compiling; on an H100 they are five, of which a third is
-won for 105 seconds (docs/performance.md)."""
+which a tenth or more is won for 35 seconds of compiling; on an H100 six, of which a
+third is won for two at most (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
