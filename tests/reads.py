@@ -53,11 +53,19 @@ def _in(tree: ast.Module) -> Iterator[str]:
             yield from (f"{group}.{node.attr}" for group in groups[_last(node.value)])
 
 
+def _by_itself() -> Iterator[str]:
+    """Yield what methods of the schema read of their own group."""
+    for group in ast.parse((PACKAGE / "config" / "schema.py").read_text()).body:
+        for node in ast.walk(group):
+            if isinstance(group, ast.ClassDef) and isinstance(node, ast.Attribute) and _last(node.value) == "self":
+                yield f"{group.name}.{node.attr}"
+
+
 def of_the_source() -> set[str]:
     """Return what is read as a key, as Dataclass.key."""
     modules = [path for path in PACKAGE.rglob("*.py") if path.name not in ("schema.py", "checks.py")]
     texts = [path.read_text() for path in modules]
-    found = {key for text in texts for key in _in(ast.parse(text))}
+    found = {key for text in texts for key in _in(ast.parse(text))}.union(_by_itself())
     conf = "".join(path.read_text() for path in (ROOT / "conf").rglob("*.yaml"))
     for group, key in re.findall(r"\$\{(?:([a-z_]+)\.)?([a-z_]+)\b", conf):
         found.add(f"{OWNERS.get(group, 'Config')}.{key}")

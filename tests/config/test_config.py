@@ -135,7 +135,7 @@ IMPOSSIBLE = {
     "data.validation_tokens=1e308": "data.validation_tokens=1e+308: must be at most",
     "data.upstream=3": "data.upstream=3: must be a path, or a group of keys",
     "+data.upstream.pth=3": "data.upstream.pth: unknown key, did you mean 'path'?",
-    "++data.upstream.kind=web": "data.upstream.kind=web: unknown choice (choices: builtin, files, hub)",
+    "++data.upstream.kind=web": "data.upstream.kind=web: unknown choice (choices: builtin, files, hub, proxy, self)",
     "data.upstream.weights.prose=7": "data.upstream.weights.prose=7: must be a number from 0 to 1",
     "tracker.names=[wandbb]": "tracker.names=wandbb: unknown choice, did you mean 'wandb'",
     "tracker.names=wandb": "tracker.names=wandb: must be a list, such as [wandb]",

@@ -9,13 +9,15 @@ import numpy as np
 from rewarm.commands.arms import Arm
 from rewarm.config.plan import Plan, make_plan
 from rewarm.config.schema import Config
-from rewarm.data.prepare import needed_tokens
+from rewarm.data.prepare import needed_tokens, writes_first
 from rewarm.model.shape import ADAMW_BYTES, Shape, shape_of
 from rewarm.schedules import landmarks, lr_curve
 from rewarm.text import text_table, tokens_text
 
 SPEEDS = (1e4, 1e5, 1e6)
 """Tokens/s for which hours are given where none is asked for."""
+WRITTEN_SPEEDS = (1e3, 1e4)
+"""Likewise of writing, which draws one token after the other."""
 GIB = 1 << 30
 CHECKPOINT_BYTES = 12
 """Bytes a parameter on disk: weight and both moments in FP32."""
@@ -78,6 +80,14 @@ def _compute(config: Config, plan: Plan, shape: Shape) -> list[tuple[str, str]]:
     ]
 
 
+def _written(config: Config, plan: Plan, shape: Shape | None) -> str:
+    """Return what the start model has to write before training begins: about a forward pass for each token."""
+    tokens = needed_tokens(config, plan)["replay"]
+    cost = f", {shape.flops(config.train.context) / 3 * tokens:.3g} FLOPs" if shape else ""
+    hours = ", ".join(f"{_duration(tokens / speed / 3600)} at {speed:,.0f} tokens/s" for speed in WRITTEN_SPEEDS)
+    return f"{tokens:,} tokens are written first{cost}; {hours}"
+
+
 def _hours(config: Config, plan: Plan) -> list[tuple[str, str]]:
     tokens = plan.steps * plan.tokens_per_step
     given = config.train.tokens_per_second
@@ -102,6 +112,8 @@ def describe(config: Config, plan: Plan) -> str:
         *_learning_rate(plan),
         *([("", early)] if (early := plan.early_stop()) else []),
     ]
+    if writes_first(config):
+        rows.append(("self-replay", _written(config, plan, shape)))
     if shape is not None:
         rows += _compute(config, plan, shape)
         averaged = config.average.half_life and config.average.device == "model"

@@ -14,13 +14,21 @@ def prepare(arguments: Sequence[str]) -> None:
     asked = begin("prepare", arguments)
     if asked is None:
         return
-    from rewarm.data.prepare import check_domain_fields, needed_tokens, open_training, open_validation
+    from rewarm.data.prepare import check_domain_fields, needed_tokens, open_training, open_validation, writes_first
     from rewarm.data.tokenizers import load_tokenizer
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config, plan = asked.config, asked.plan
     tokenizer = load_tokenizer(config.data.tokenizer)
-    training = open_training(config, plan, tokenizer)
+    author = None
+    if writes_first(config):
+        from rewarm.model.generation import StartModel
+        from rewarm.model.init import resolve_init
+        from rewarm.training.precision import resolve_device
+
+        init = resolve_init(config.init)
+        author = StartModel(lambda: init, config.generate, tokenizer, resolve_device(config.device))
+    training = open_training(config, plan, tokenizer, author=author)
     validation = open_validation(config, tokenizer)
     check_domain_fields(config, validation)
     for side, data in validation.items():

@@ -64,8 +64,7 @@ def check(config: Config) -> Config:
     _check_schedule(c)
     _check_model(c.model)
     _check_step(c)
-    for side in SIDES:
-        _check_source(side, c.data.source(side))
+    _check_sources(c)
     make_plan(c)
     return config
 
@@ -111,11 +110,34 @@ def _check_step(c: Config) -> None:
     )
 
 
-def _check_source(side: str, source: SourceConfig) -> None:
-    needed = {"files": "path", "hub": "id", "builtin": "weights"}[source.kind]
+def _check_sources(c: Config) -> None:
+    found = {f"data.{side}": getattr(c.data, side) for side in SIDES}
+    found |= {"replay_source": c.replay_source} if c.replay_source else {}
+    if any(source.kind == "proxy" for source in found.values()):
+        found["data.proxy"] = c.data.proxy
+    for key, source in found.items():
+        _check_source(key, source)
+    if c.source("replay").kind == "self":
+        _require(
+            c.init != "scratch",
+            "replay_source=self: a model of random weights (init=scratch) writes noise; leave one of them out",
+        )
+    else:
+        given = [f.name for f in fields(c.generate) if getattr(c.generate, f.name) != f.default]
+        _require(not given, f"generate.{''.join(given[:1])}: has no effect without replay_source=self; leave it out")
+
+
+KINDS_OF = {"proxy": ("data.upstream", "replay_source"), "self": ("replay_source",)}
+"""Sources that only some keys can have."""
+
+
+def _check_source(key: str, source: SourceConfig) -> None:
+    keys = KINDS_OF.get(source.kind, (key,))
+    _require(key in keys, f"{key}={source.kind}: only {' and '.join(keys)} can be that; give a path or a dataset")
+    needed = {"files": "path", "hub": "id", "builtin": "weights"}.get(source.kind)
     _require(
-        bool(getattr(source, needed)),
-        f"data.{side}.{needed}: a source of kind {source.kind} needs it",
+        needed is None or bool(getattr(source, needed)),
+        f"{key}.{needed}: a source of kind {source.kind} needs it",
     )
 
 

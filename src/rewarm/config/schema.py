@@ -96,9 +96,11 @@ class SourceConfig:
     """One stream of documents."""
 
     SHORT: ClassVar = "path"
+    NAMED: ClassVar = {name: {"kind": name} for name in ("proxy", "self")}
+    """Words that stand for a source; any other text is a path."""
 
-    kind: Annotated[str, Choice("builtin", "files", "hub")] = "files"
-    """Where its documents lie."""
+    kind: Annotated[str, Choice("builtin", "files", "hub", *NAMED)] = "files"
+    """Where its documents lie; proxy: where those of `data.proxy` do; self: what the start model writes."""
     path: Words | None = None
     """files: a file, a folder or a glob."""
     validation_path: Words | None = None
@@ -136,7 +138,7 @@ class DataConfig:
     name: Words = MISSING
     """Name of the pair."""
     upstream: SourceConfig = MISSING
-    """Old data."""
+    """Old data; `proxy` where they cannot be had."""
     downstream: SourceConfig = MISSING
     """New data: likewise."""
     train: Annotated[str, Choice(*SIDES)] = "downstream"
@@ -160,9 +162,13 @@ class DataConfig:
     patience: Seconds = 300.0
     """Seconds for which a hub that fails while it is read is asked again."""
 
+    proxy: SourceConfig = field(default_factory=SourceConfig)
+    """General text that stands in for old data: to measure by, and to replay."""
+
     def source(self, side: str) -> SourceConfig:
         """Return the source of a side."""
-        return self.upstream if side == "upstream" else self.downstream
+        asked = self.upstream if side == "upstream" else self.downstream
+        return self.proxy if asked.kind == "proxy" else asked
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,26 @@ class AnchorConfig:
     """Pull of each update towards the start weights, as weight decay pulls to 0: `lr * l2` of the way; 0 is none."""
     kl: Annotated[float, Within(0, 1e3)] = 0.0
     """Weight of the divergence from what the start model predicts on the same tokens, in the loss; 0 is none."""
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How the start model writes the text that replay then reads (`replay_source=self`)."""
+
+    temperature: Annotated[float, Within(1e-3, 10)] = 1.0
+    """What the logits are divided by: below 1 the likely becomes likelier."""
+    top_p: PositiveShare = 1.0
+    """Each token is one of the likeliest that together have this probability."""
+    length: Count | None = None
+    """Most tokens of a text; as many as `train.context` where not given."""
+    prompts: Words | None = None
+    """File of which each line begins a text, by turns; without one the end-of-text token alone does."""
+    batch_size: Annotated[int, Within(1, 2**16)] = 64
+    """Texts that are written at once."""
+    dedup: Annotated[int, Within(0, 10**6)] = 512
+    """Latest texts among which none is kept twice; 0 keeps all."""
+    max_repeated: Share = 0.5
+    """A text is kept if at most this share of its 8-grams of tokens stood in it before."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +318,9 @@ class Config:
     stop: Tokens | None = None
     """Tokens after which the run ends on the same curve; at the end of the budget where not given."""
     replay: Annotated[float, Within(0, below=1, note="a share of every batch")] = 0.0
-    """Share of every batch that comes from upstream."""
+    """Share of every batch that comes from upstream, or from `replay_source`."""
+    replay_source: SourceConfig | None = None
+    """Where replayed text comes from: `self`, which the start model writes first, or a source; null: upstream."""
     init: Words = MISSING
     """Where weights come from: scratch, builtin, builtin@step, owner/name@revision, a folder, run@step, and
     builtin@lossX or run@lossX for the checkpoint whose upstream loss was nearest to X."""
@@ -324,6 +352,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     scaler: ScalerConfig = field(default_factory=ScalerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -333,3 +362,14 @@ class Config:
     arm: ArmConfig = field(default_factory=ArmConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     fork: ForkConfig = field(default_factory=ForkConfig)
+
+    def source(self, side: str) -> SourceConfig:
+        """Return the source of a side, or of what is replayed (`replay`)."""
+        if side != "replay" or self.replay_source is None:
+            return self.data.source("downstream" if side == "downstream" else "upstream")
+        return self.data.proxy if self.replay_source.kind == "proxy" else self.replay_source
+
+    @property
+    def replayed(self) -> str:
+        """Return what replayed text is called: `upstream`, or `replay` where it has a source of its own."""
+        return "replay" if self.replay_source else "upstream"

@@ -219,7 +219,7 @@ def build(kind: type[T], values: object, key: str = "", *, saved: bool = False) 
     """
     short = getattr(kind, "SHORT", None)
     if short and isinstance(values, str) and values != MISSING:
-        values = {short: values}
+        values = getattr(kind, "NAMED", {}).get(values) or {short: values}
     if not isinstance(values, Mapping):
         what = f"must be a {short}, or" if short else "is"
         raise UserError(f"{key}={value_text(values)}: {what} a group of keys, not a value; give {key}.KEY=…")

@@ -27,15 +27,13 @@ Ids = NDArray[np.uint32]
 Rows = list[Ids]
 
 
-def _batches(
-    documents: Iterator[tuple[Document, Cursor]],
-) -> Iterator[list[tuple[Document, Cursor]]]:
+def _batches(documents: Iterator[tuple[Document, Cursor]], at_once: int) -> Iterator[list[tuple[Document, Cursor]]]:
     batch: list[tuple[Document, Cursor]] = []
     size = 0
     for document, cursor in documents:
         batch.append((document, cursor))
         size += len(document.text) if document.ids is None else len(document.ids)
-        if size >= BATCH_CHARACTERS:
+        if size >= at_once:
             yield batch
             batch, size = [], 0
     if batch:
@@ -43,12 +41,15 @@ def _batches(
 
 
 def encoded(
-    documents: Iterator[tuple[Document, Cursor]], tokenizer: Tokenizer, workers: int
+    documents: Iterator[tuple[Document, Cursor]],
+    tokenizer: Tokenizer,
+    workers: int,
+    at_once: int = BATCH_CHARACTERS,
 ) -> Generator[tuple[Ids, Document, Cursor]]:
     """Yield the documents, in order, with their token ids; an end-of-text token closes each text.
 
-    Documents that come as token ids keep them as they stand, and get their text. Raises `DataError` for ids that the
-    tokenizer does not have.
+    Some `at_once` characters, or token ids, are waited for and encoded together. Documents that come as token ids
+    keep them as they stand, and get their text. Raises `DataError` for ids that the tokenizer does not have.
     """
     end_of_text = np.uint32(tokenizer.end_of_text)
     with _encoders(tokenizer, workers) as submit:
@@ -63,7 +64,7 @@ def encoded(
                 else:
                     yield _checked(document.ids, tokenizer), _with_text(document, tokenizer), cursor
 
-        for batch in _batches(documents):
+        for batch in _batches(documents, at_once):
             waiting.append((batch, submit([d.text for d, _ in batch if d.ids is None])))
             if len(waiting) > 2 * workers:
                 yield from first()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewarm.config.plan import Plan
 from rewarm.config.schema import SIDES, Config
 from rewarm.data.batches import Batches, BatchSpec
+from rewarm.data.documents import Source
+from rewarm.data.generated import SHARD_TOKENS, Author, GeneratedSource, written
 from rewarm.data.indexed import IndexedTokens
 from rewarm.data.layout import StoreSpec, store_folder
 from rewarm.data.producer import fill_store
-from rewarm.data.sources import Builtin, Indexed, make_source, origin
+from rewarm.data.sources import Builtin, Indexed, Written, make_source, origin
 from rewarm.data.store import FilledElsewhere, TokenRow, TokenStore
 from rewarm.data.streams import RecordSource
 from rewarm.data.tokenizers import Tokenizer
@@ -31,6 +33,21 @@ class RunData:
     upstream: ValidationSet
     downstream: ValidationSet
     fingerprint: dict[str, str]
+    ahead: Mapping[str, int] = field(default_factory=dict)
+    """How much of which training store must be there before training begins."""
+    training: Mapping[str, TokenRow] = field(default_factory=dict)
+    author: Author | None = None
+
+    def wait(self) -> None:
+        """Wait for what must be there before training begins. Raises what stopped it."""
+        for side, tokens in self.ahead.items():
+            self.training[side].ensure(tokens)
+            log.info("replay_source=self: %s", ", ".join(f"{n:,} {what}" for what, n in self.written.items()))
+
+    @property
+    def written(self) -> dict[str, float]:
+        """Return how much the start model wrote for replay, what was left out, and for how long; empty if nothing."""
+        return written(self.training["replay"], self.author) if self.ahead else {}
 
     @property
     def validation(self) -> dict[str, ValidationSet]:
@@ -38,22 +55,39 @@ class RunData:
         return {"upstream": self.upstream, "downstream": self.downstream}
 
 
-def _open(config: Config, side: str, split: str, tokenizer: Tokenizer, until: int, *, fills: bool = True) -> TokenRow:
+def _open(
+    config: Config,
+    side: str,
+    split: str,
+    tokenizer: Tokenizer,
+    until: int,
+    *,
+    fills: bool = True,
+    author: Author | None = None,
+) -> TokenRow:
     """Return `until` tokens or more of a side: as they lie, or in a store that is filled in the background.
 
     A validation store ends after just so many. Of the processes of one run only the first one `fills` the store.
+    `author` writes where the start model is to.
     """
-    side_config = config.data.source(side)
+    side_config, shard_tokens = config.source(side), config.data.shard_tokens
     place = origin(side_config, side, split)
+    documents: Source
     if isinstance(place, Indexed):
         return IndexedTokens(place.key, place.index, tokenizer, place.first, place.last)
-    documents = make_source(place, side_config, config.data)
+    if isinstance(place, Written):
+        assert author is not None, "only a run of the start model can have it write"
+        length = config.generate.length or config.train.context
+        documents = GeneratedSource(author, config.generate, length, tokenizer)
+        shard_tokens = min(shard_tokens, SHARD_TOKENS)
+    else:
+        documents = make_source(place, side_config, config.data)
     spec = StoreSpec(
         source=documents.fingerprint(),
         tokenizer=tokenizer.fingerprint,
         end_of_text=tokenizer.end_of_text,
         vocab_size=tokenizer.size,
-        shard_tokens=config.data.shard_tokens,
+        shard_tokens=shard_tokens,
         limit=until if split == "validation" else None,
     )
     root = make_dir(cache_dir() / "stores", "REWARM_CACHE")
@@ -83,10 +117,10 @@ def open_validation(config: Config, tokenizer: Tokenizer, *, fills: bool = True)
 def check_domain_fields(config: Config, sets: Mapping[str, ValidationSet]) -> None:
     """Raise `UserError` where a `domain_field` was asked for that no record of the validation text has."""
     for side, data in sets.items():
-        side_config = config.data.source(side)
+        side_config = config.source(side)
         place = origin(side_config, side, "validation")
         asked = side_config.domain_field or config.data.domain_field
-        if data.domains != ("",) or not asked or isinstance(place, Indexed | Builtin):
+        if data.domains != ("",) or not asked or isinstance(place, Indexed | Builtin | Written):
             continue
         documents = make_source(place, side_config, config.data)
         assert isinstance(documents, RecordSource)
@@ -98,10 +132,12 @@ def check_domain_fields(config: Config, sets: Mapping[str, ValidationSet]) -> No
             )
 
 
-def open_training(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True) -> dict[str, TokenRow]:
-    """Return the training stores that the run reads, being filled: the side trained on, and upstream for replay."""
+def open_training(
+    config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True, author: Author | None = None
+) -> dict[str, TokenRow]:
+    """Return the training stores that the run reads, being filled: the side trained on, and what is replayed."""
     return {
-        side: _open(config, side, "train", tokenizer, tokens, fills=fills)
+        side: _open(config, side, "train", tokenizer, tokens, fills=fills, author=author)
         for side, tokens in needed_tokens(config, plan).items()
     }
 
@@ -112,7 +148,7 @@ def needed_tokens(config: Config, plan: Plan) -> dict[str, int]:
     old = spec.replayed(plan.steps)
     block = config.data.shuffle_window
     new = -(-(plan.steps * spec.batch_size - old) // block) * block
-    sequences = {config.data.train: new} | ({"upstream": old} if config.replay else {})
+    sequences = {config.data.train: new} | ({config.replayed: old} if config.replay else {})
     return {side: count * spec.context + 1 for side, count in sequences.items()}
 
 
@@ -123,16 +159,23 @@ def batch_spec(config: Config) -> BatchSpec:
     )
 
 
-def open_data(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True) -> RunData:
+def writes_first(config: Config) -> bool:
+    """Return whether the start model has to write what the run replays, before it trains."""
+    return bool(config.replay and config.source("replay").kind == "self")
+
+
+def open_data(
+    config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool = True, author: Author | None = None
+) -> RunData:
     """Return everything that the run reads; training text may still be on its way in the background.
 
-    Of the processes of one run only the first one `fills` the stores.
+    Of the processes of one run only the first one `fills` the stores. `author` writes where the start model is to.
     """
-    training = open_training(config, plan, tokenizer, fills=fills)
+    training = open_training(config, plan, tokenizer, fills=fills, author=author)
     validation = open_validation(config, tokenizer, fills=fills)
     return RunData(
         batches=Batches(
-            batch_spec(config), training[config.data.train], training["upstream"] if config.replay else None
+            batch_spec(config), training[config.data.train], training[config.replayed] if config.replay else None
         ),
         upstream=validation["upstream"],
         downstream=validation["downstream"],
@@ -142,4 +185,7 @@ def open_data(config: Config, plan: Plan, tokenizer: Tokenizer, *, fills: bool =
             **{f"{side} validation": found.digest for side, found in validation.items()},
             "tokenizer": tokenizer.fingerprint,
         },
+        ahead={"replay": needed_tokens(config, plan)["replay"]} if writes_first(config) else {},
+        training=training,
+        author=author,
     )

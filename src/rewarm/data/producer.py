@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarm.data.documents import Cursor, Document, Source
-from rewarm.data.encoding import encoded
+from rewarm.data.encoding import BATCH_CHARACTERS, encoded
 from rewarm.data.integrity import DamagedShardError, Shards
 from rewarm.data.layout import (
     COMPLETE,
@@ -114,7 +114,9 @@ class Producer(threading.Thread):
         cursor = last.cursor if last else None
         shard = _OpenShard(self._folder, self._spec, last)
         limit = self._spec.limit
-        with closing(encoded(self._source.documents(cursor), self._tokenizer, self._workers)) as stream:
+        at_once = min(BATCH_CHARACTERS, self._spec.shard_tokens)
+        documents = self._source.documents(cursor)
+        with closing(encoded(documents, self._tokenizer, self._workers, at_once)) as stream:
             while self.tokens != limit and (row := next(stream, None)) is not None:
                 ids, document, cursor = row
                 left = None if limit is None else limit - self.tokens

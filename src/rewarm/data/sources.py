@@ -56,22 +56,29 @@ class Indexed:
     last: float = 1.0
 
 
-Origin = Builtin | Files | HubSplit | Indexed
+@dataclass(frozen=True)
+class Written:
+    """What the start model writes."""
+
+
+Origin = Builtin | Files | HubSplit | Indexed | Written
 
 
 def origin(config: SourceConfig, side: str, split: str) -> Origin:
-    """Return where the text of `side` (upstream or downstream) for `split` (train or validation) comes from.
+    """Return where the text of `side` (upstream, downstream, replay) for `split` (train or validation) comes from.
 
     `validation_id`, or else `validation_path`, names text that serves validation only. Without either, validation
     text comes from where the training text does: from another split or part, or from the same documents, of which
     each belongs to one of the two by a hash of its content.
     """
-    key, part = f"data.{side}", Part(split, config.validation_share)
+    key, part = key_of(side), Part(split, config.validation_share)
+    if config.kind == "self":
+        return Written()
     own = bool(config.validation_id or config.validation_path)
     if own and split == "validation":
         return _held_out(config, key)
     if config.kind == "builtin":
-        return Builtin(side, split, config.weights)
+        return Builtin("upstream" if side == "replay" else side, split, config.weights)
     if config.kind == "hub":
         assert config.id
         wanted = config.split if split == "train" else config.validation_split
@@ -82,6 +89,11 @@ def origin(config: SourceConfig, side: str, split: str) -> Origin:
         cut = 1.0 if own else 1 - config.validation_share
         return Indexed(f"{key}.path", index, *((0.0, cut) if split == "train" else (cut, 1.0)))
     return _files(config, key, split)
+
+
+def key_of(side: str) -> str:
+    """Return the key that says where the text of a side comes from."""
+    return "replay_source" if side == "replay" else f"data.{side}"
 
 
 def _held_out(config: SourceConfig, key: str) -> Origin:

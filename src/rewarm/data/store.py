@@ -157,7 +157,7 @@ class TokenStore:
         """Wait until `n_tokens` can be read, or the store is complete. Raises what stopped the filler."""
         if self._take(n_tokens):
             return
-        with _bar(n_tokens, "tokenising") as bar:
+        with _bar(n_tokens, "writing" if self.spec.source.get("kind") == "self" else "tokenising") as bar:
             while True:
                 # The filler is asked before the folder: what it did last must still be seen.
                 filled = self._filler is not None and self._filler.is_alive()

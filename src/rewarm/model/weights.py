@@ -180,14 +180,22 @@ def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device)
     return model.to(device).train()
 
 
+def load_writer(init: Init, device: torch.device) -> nn.Module:
+    """Return the model of a checkpoint on `device`, ready to write: in BF16, on a CPU in FP32."""
+    model = _from_folder(init, None)
+    return model.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16).eval()
+
+
 def embedding_rows(model: nn.Module) -> int:
     """Return the number of token ids that a model has a row of its embedding for."""
     weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
     return weight.shape[0]
 
 
-def check_fits(model: nn.Module, context: int, tokenizer: Tokenizer) -> None:
-    """Raise `UserError` where the context is longer than the model's, or text can become ids that it has no row for.
+def check_fits(model: nn.Module, context: int, tokenizer: Tokenizer, key: str = "train.context") -> None:
+    """Raise `UserError` where `context` is longer than the model's, or text can become ids that it has no row for.
+
+    `key` is what says the context.
 
     Special tokens may lie beyond the rows, because ordinary text never becomes one: Gemma 3's tokenizer has one for
     images. Where the data hold one all the same, `check_ids` stops the run.
@@ -195,7 +203,7 @@ def check_fits(model: nn.Module, context: int, tokenizer: Tokenizer) -> None:
     config: Any = model.config
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and context > longest:
-        raise UserError(f"train.context={context}: is longer than the model's {longest}; give {longest} or less")
+        raise UserError(f"{key}={context}: is longer than the model's {longest}; give {longest} or less")
     rows = embedding_rows(model)
     beyond = tokenizer.beyond(rows)
     if not all(beyond.values()):

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from rewarm.config.plan import end_of, make_plan
+from rewarm.config.plan import Plan, end_of, make_plan
 from rewarm.config.schema import SIDES, Config
-from rewarm.data.prepare import RunData, check_domain_fields, open_data
-from rewarm.data.tokenizers import load_tokenizer
+from rewarm.data.prepare import RunData, check_domain_fields, open_data, writes_first
+from rewarm.data.tokenizers import Tokenizer, load_tokenizer
 from rewarm.errors import UserError
+from rewarm.model.generation import StartModel
 from rewarm.model.init import Init, pin, resolve_init, resolve_pinned
 from rewarm.model.shape import run_flops
 from rewarm.model.weights import count_parameters
@@ -63,19 +64,34 @@ from rewarm.training.signals import StopRequest
 log = logging.getLogger(__name__)
 
 
-def _manifest(begun: Manifest, pinned: Pinned | None, data: RunData, loop: Loop, chosen: Chosen) -> Manifest:
+def _open(
+    config: Config, plan: Plan, begun: Manifest, start: Pinned | None, tokenizer: Tokenizer, device: torch.device
+) -> RunData:
+    """Return what the run reads; the first process fills its stores, the start model where it is to write."""
+    author = None
+    if writes_first(config):
+        assert start is not None, "only versions without self-replay did not pin it"
+        author = StartModel(lambda: resolve_pinned(start), config.generate, tokenizer, device)
+    data = open_data(config, plan, tokenizer, fills=world.is_first(), author=author)
+    if begun.id is None:  # a run that was begun with a field that nobody has can go on
+        check_domain_fields(config, data.validation)
+    return data
+
+
+def _manifest(begun: Manifest, pinned: Pinned | None, loop: Loop, chosen: Chosen) -> Manifest:
     """Return the manifest of a run that begins, or goes on from the one that was `begun`."""
     return Manifest(
         id=begun.id or secrets.token_hex(4),
         chosen=chosen,
         conditions=conditions(loop.precision.device),
         init=pinned,
-        data=data.fingerprint,
+        data=loop.data.fingerprint,
         extensions=begun.extensions,
         forked=begun.forked,
         changes=begun.changes,
         started=begun.started or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         other=begun.other
+        | ({"self_replay": loop.data.written} if loop.data.written and begun.id is None else {})
         | {
             "python": platform.python_version(),
             "machine": platform.platform(),
@@ -160,9 +176,8 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     with collectives.main_process_first():
         init = resolve_pinned(pinned) if pinned and not saved else Init(str(saved), saved, whole=True)
         tokenizer = load_tokenizer(config.data.tokenizer)
-        data = open_data(config, plan, tokenizer, fills=world.is_first())
-        if begun.id is None:  # a run that was begun with a field that nobody has can go on
-            check_domain_fields(config, data.validation)
+        data = _open(config, plan, begun, pinned, tokenizer, device)
+    data.wait()  # for the start model, which then gives back its memory
     check_same_data(begun.data, data.fingerprint, folder)
     precision = choose_precision(config, begun.chosen, device)
     state, token_loss, anchor = build_state(config, plan, init, pinned if saved else None, tokenizer, precision)
@@ -180,7 +195,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     recorder = Recorder()
     if world.is_first():
         folder.trim_metrics(state.step if saved else -1)
-        manifest = _manifest(begun, pinned, data, loop, chosen)
+        manifest = _manifest(begun, pinned, loop, chosen)
         if saved and (difference := changed(begun, manifest)):
             log.warning("%s: %s", folder.path, describe_change(difference, state.step))
             manifest = replace(manifest, changes=[*begun.changes, {"after": state.step, **difference}])

@@ -1,0 +1,105 @@
+"""A model writes: batches of texts, drawn token by token with a cache of keys and values."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from rewarm.config.schema import GenerateConfig
+from rewarm.data.tokenizers import Tokenizer
+from rewarm.model.init import Init, pin
+from rewarm.model.weights import check_fits, load_writer
+
+Ids = NDArray[np.int64]
+
+
+class StartModel:
+    """The model of an `init`, loaded when it first writes. Each text begins behind an end-of-text token.
+
+    On a GPU its weights are BF16: it draws from its predictions, which need no more.
+    """
+
+    def __init__(
+        self, init: Callable[[], Init], config: GenerateConfig, tokenizer: Tokenizer, device: torch.device
+    ) -> None:
+        self._init, self._config, self._tokenizer, self._device = init, config, tokenizer, device
+        self._loaded: Any = None
+        self.seconds = 0.0
+        """For which it has written so far."""
+
+    def identity(self) -> str:
+        """Return what tells its weights from others."""
+        return pin(self._init()).identity or "random"
+
+    def _model(self, length: int) -> Any:  # noqa: ANN401 - transformers' models are untyped
+        if self._loaded is None:
+            self._loaded = load_writer(self._init(), self._device)
+            check_fits(self._loaded, length, self._tokenizer, key="generate.length")
+        return self._loaded
+
+    def close(self) -> None:
+        """Give back the memory that the model took."""
+        self._loaded = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def write(self, prompts: Sequence[Ids], length: int, seed: int) -> list[Ids]:
+        """Return a text of at most `length` tokens for each prompt, which it begins with; without end-of-text.
+
+        Prompts shorter than the longest are padded on the left, where a mask hides the padding.
+        """
+        from transformers import GenerationConfig
+
+        end = self._tokenizer.end_of_text
+        longest = max(map(len, prompts))
+        rows = np.full((len(prompts), 1 + longest), end, dtype=np.int64)
+        mask = np.ones_like(rows)
+        for row, (hidden, prompt) in enumerate(zip(mask, prompts, strict=True)):
+            hidden[: longest - len(prompt)] = 0
+            rows[row, 1 + longest - len(prompt) :] = prompt
+        how = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=length - longest,
+            do_sample=True,
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            top_k=0,
+            bos_token_id=end,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+        model, begun = self._model(length), time.monotonic()
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            found: Tensor = model.generate(
+                input_ids=torch.from_numpy(rows).to(self._device),
+                attention_mask=torch.from_numpy(mask).to(self._device),
+                generation_config=how,
+            )
+        drawn = found[:, 1 + longest :].cpu().numpy()
+        self.seconds += time.monotonic() - begun
+        return [
+            np.concatenate([prompt, row[: int(np.argmax(np.append(row, end) == end))]])
+            for prompt, row in zip(prompts, drawn, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def loss(self, texts: Sequence[Ids]) -> float:
+        """Return its own loss on texts, each behind an end-of-text token, in nats a token; NaN for empty ones."""
+        end, total, tokens = self._tokenizer.end_of_text, 0.0, 0
+        for ids in texts:
+            if len(ids):
+                row = torch.from_numpy(np.concatenate([[end], ids]))[None].to(self._device)
+                logits: Tensor = self._model(len(ids))(input_ids=row).logits[0, :-1].float()
+                total += functional.cross_entropy(logits, row[0, 1:], reduction="sum").item()
+                tokens += len(ids)
+        return total / tokens if tokens else math.nan
