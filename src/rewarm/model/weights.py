@@ -127,7 +127,9 @@ def _from_scratch(config: ModelConfig, seed: int, attention: str | None, device:
 def _from_folder(init: Init, attention: str | None) -> nn.Module:
     """Return the model of a checkpoint. Raises `CheckpointError` for one that is damaged, or more than weights."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # loading takes no time beside the run's own bar
     folder, auto = init.folder, cast("Any", AutoModelForCausalLM)
     assert folder is not None
     if not init.whole:
@@ -163,12 +165,9 @@ def load_model(init: Init, config: ModelConfig, seed: int, device: torch.device)
     Attention is SDPA where that can cap and window as the model does. On CPUs it is our own (GPT-NeoX) or eager,
     because torch's fused kernel is slow there.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from rewarm.model.architectures import disable_dropout
     from rewarm.model.attention import use_causal_attention  # which takes transformers' models in
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # loading takes no time beside the run's own bar
     attention = "eager" if device.type == "cpu" else None  # None: SDPA, but where it cannot do what the model does
     check_shape(init, config)
     model = _from_scratch(config, seed, attention, device) if init.folder is None else _from_folder(init, attention)
