@@ -1,6 +1,6 @@
 import pytest
 
-from rewarm.text import text_table, tokens_text
+from rewarm.text import marked, text_table, tokens_text
 
 
 def test_a_table_has_names_flush_left_and_figures_flush_right() -> None:
@@ -16,3 +16,17 @@ def test_a_table_has_names_flush_left_and_figures_flush_right() -> None:
 )
 def test_tokens_are_written_as_people_write_them(tokens: float, text: str) -> None:
     assert tokens_text(tokens) == text
+
+
+def test_old_data_that_a_proxy_stands_in_for_are_called_so_and_commands_keep_their_words() -> None:
+    text = (
+        "Upstream loss rises; run: rewarm train data.upstream=x data.train=upstream; runs/upstream keeps the old data"
+    )
+    assert marked(text, proxy=False) == text
+    assert marked(text, proxy=True) == (
+        "Upstream (proxy) loss rises; run: rewarm train data.upstream=x data.train=upstream; runs/upstream keeps the "
+        "old data (proxy)"
+    )
+    assert marked(marked(text, proxy=True), proxy=True) == marked(text, proxy=True)
+    table = "nats a token              upstream                   downstream\n"
+    assert marked(table, proxy=True) == "nats a token      upstream (proxy)                   downstream\n"

@@ -7,7 +7,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
+
+from rewarm.text import marked
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart; no yellow on white."""
@@ -52,8 +55,14 @@ def in_tokens(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write the figure to `path` with the endings .png and .svg added, and return both paths."""
+def save(figure: Figure, path: Path, *, proxy: bool = False) -> list[Path]:
+    """Write the figure to `path` with the endings .png and .svg added, and return both paths.
+
+    Where a `proxy` stands in for old data, all its words say so.
+    """
+    for words in figure.findobj(Text) if proxy else ():
+        assert isinstance(words, Text)
+        words.set_text(marked(words.get_text(), proxy=True))
     png, svg = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
     figure.savefig(png)
     figure.savefig(svg, metadata={"Date": None})

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+OLD = re.compile(r"( {12,})?(?<![\w./=@'\"-])([Uu]pstream|old data)(?![\w./=:-]| \(proxy\))( {12,})?")
+"""Where a text for people speaks of the old data, with the room of a table's column about it; not in a command."""
+PROXY = " (proxy)"
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -25,3 +30,17 @@ def tokens_text(tokens: float) -> str:
         if tokens >= size:
             return f"{tokens / size:.3g}{unit}"
     return f"{tokens:.3g}"
+
+
+def marked(text: str, *, proxy: bool) -> str:
+    """Return a text for people, which says `upstream (proxy)` of old data where a `proxy` stands in for them.
+
+    A column of a table keeps its place where it has the room.
+    """
+
+    def mark(found: re.Match[str]) -> str:
+        before, after = found[1] or "", found[3] or ""
+        room = len(PROXY)
+        return (before[room:] if before else "") + found[2] + PROXY + (after if before else after[room:])
+
+    return OLD.sub(mark, text) if proxy else text

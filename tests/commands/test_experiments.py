@@ -17,7 +17,7 @@ from rewarm.commands.arms import Swept, run_name
 from rewarm.commands.begin import begin
 from rewarm.config.command_line import parse
 from rewarm.config.plan import make_plan
-from rewarm.config.schema import AnchorConfig, Config
+from rewarm.config.schema import AnchorConfig, Config, SourceConfig
 from rewarm.config.shipped import conf_dir
 from rewarm.errors import CheckpointError, UserError
 from rewarm.model.init import nearest_by_loss, resolve_init
@@ -72,6 +72,7 @@ RECIPES: dict[str, tuple[str, float, float, dict[str, object]]] = {
     "replay_1": ("cosine_neox", 1.0, 0.01, {"replay": 0.01}),
     "replay_25": ("cosine_neox", 1.0, 0.01, {"replay": 0.25}),
     "replay_5": ("cosine_neox", 1.0, 0.01, {"replay": 0.05}),
+    "replay_self": ("cosine_neox", 1.0, 0.01, {"replay": 0.25, "replay_source": SourceConfig(kind="self")}),
     "same_constant": ("constant", 0.1, 0.0, {"min_lr_ratio": 1, "train": "upstream", "short": True}),
     "same_cosine_0.5": ("cosine_neox", 0.5, 0.01, {"train": "upstream", "short": True}),
     "same_cosine_1": ("cosine_neox", 1.0, 0.01, {"train": "upstream", "short": True}),
@@ -89,11 +90,12 @@ def test_every_arm_is_its_recipe() -> None:
     for name in ARMS:
         config = make_config(f"arm={name}")
         usual = {"min_lr_ratio": 0.1, "init": "builtin", "replay": 0, "train": "downstream", "short": False}
-        usual["anchor"] = AnchorConfig()
+        usual |= {"anchor": AnchorConfig(), "replay_source": None}
         rest = {
             "min_lr_ratio": config.min_lr_ratio,
             "init": config.init,
             "replay": config.replay,
+            "replay_source": config.replay_source,
             "anchor": config.anchor,
             "train": config.data.train,
             "short": (config.stop or config.budget) < config.budget,

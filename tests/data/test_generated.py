@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rewarm.commands.merge import merge
+from rewarm.commands.report import report
 from rewarm.config.schema import Config, GenerateConfig
 from rewarm.data.documents import Cursor, Document
 from rewarm.data.generated import GeneratedSource, Ids, repeated
@@ -188,6 +191,29 @@ def test_of_several_processes_the_first_writes(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_in_one_line(overrides: Sequence[str], match: str) -> None:
     with pytest.raises(RewarmError, match=match):
         make_config(*overrides)
+
+
+def test_what_is_measured_on_a_proxy_says_so_everywhere(
+    small: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = tmp_path / "sweep"
+    for lr in ("1e-3", "3e-3"):
+        train(small("data.upstream=proxy", "init=builtin", f"max_lr={lr}", f"run_dir={sweep / lr}"))
+    assert "\nupstream (proxy) " in capsys.readouterr().out
+    assert "hardly text" not in caplog.text
+    report([str(sweep)])
+    merge(["builtin", str(sweep / "1e-3"), "alphas=0.5"])
+    said = capsys.readouterr().out
+    files = [sweep / "report" / "summary.md", sweep / "1e-3" / "report" / "merge.svg"]
+    for text in (said, *(path.read_text() for path in files)):
+        assert "pstream (proxy)" in text
+        assert not re.search(r"(?<![\w./=@'\"-])upstream(?! \(proxy\)|[\w./=:-])", text)
+    assert '"proxy":true' in (sweep / "report" / "index.html").read_text()
+    other = tmp_path / "other.jsonl"
+    lines = (json.dumps({"text": f"Zażółć gęślą jaźń {number}, ќe ѓон ѕвон."}) for number in range(3000))
+    other.write_text("\n".join(lines))
+    train(small("data.upstream=proxy", f"data.proxy={other}", "init=builtin", f"run_dir={tmp_path / 'other'}"))
+    assert "that is hardly text of the kind that it was trained on" in caplog.text
 
 
 def test_a_proxy_stands_in_for_upstream(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from rewarm.runs import checkpoint
 from rewarm.runs.run import Run, open_run, run_named
 from rewarm.runs.words import quoted_path
 from rewarm.storage import make_dir, write_durably, write_json
+from rewarm.text import marked
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -349,15 +350,17 @@ def merge(arguments: Sequence[str]) -> None:
         from rewarm.model.merging import check_free
 
         check_free(target_of(kept.label, place))
-    rows = score(mixes, Scoring.of(as_the_run_was(begun.config, begun.overrides)), place)
+    scored = as_the_run_was(begun.config, begun.overrides)
+    rows = score(mixes, Scoring.of(scored), place)
     arms = beside(run)
     said = sentences(rows, run, arms)
-    sys.stdout.write(table(rows) + "".join(f"\n{sentence}" for sentence in said) + "\n")
+    said = [marked(sentence, proxy=scored.proxied) for sentence in said]
+    sys.stdout.write(marked(table(rows), proxy=scored.proxied) + "".join(f"\n{sentence}" for sentence in said) + "\n")
     points, noise = points_of(arms), seed_noise(arms)
     stem = f"{STEM}-window" if len(asked.inits) == 1 else STEM
     write_json(place / f"{stem}.json", as_json(rows, points, noise, said))
     write_durably(place / f"{stem}.csv", as_csv(rows).encode())
-    figures = [path.name for path in draw(rows, points, place / stem)]
+    figures = [path.name for path in draw(rows, points, place / stem, proxy=scored.proxied)]
     sys.stdout.write(f"written to {place}: {', '.join([f'{stem}.json', f'{stem}.csv', *figures])}\n")
     if asked.own.save is not None:
         on_line = [row.losses for row in rows if row.alpha == 0]

@@ -20,6 +20,7 @@ from rewarm.report.plot import draw_all
 from rewarm.runs.folder import METRICS, SUMMARY
 from rewarm.runs.run import Run, find_runs
 from rewarm.storage import make_dir, write_durably, write_json
+from rewarm.text import marked
 
 log = logging.getLogger(__name__)
 
@@ -120,11 +121,18 @@ def write_report(asked: Asked, runs: Sequence[Run], studies: Sequence[Study]) ->
     out = make_dir(asked.out, "out")
     figures: list[Path] = []
     for i, study in enumerate(studies):
-        figures += draw_all(study.charts, out if i == 0 else make_dir(out / f"setting-{i + 1}", "out"))
+        place = out if i == 0 else make_dir(out / f"setting-{i + 1}", "out")
+        figures += draw_all(study.charts, place, proxy=study.proxied)
     write_durably(out / "summary.csv", to_csv([row for study in studies for row in study.rows]).encode())
-    parts = [[f"## {s.name}\n", to_markdown(s.rows), *map(merging.to_markdown, s.merged)] for s in studies]
-    write_durably(out / "summary.md", "\n".join(part for study in parts for part in study).encode())
-    write_durably(out / "verdicts.md", verdicts_markdown(studies).encode())
+    parts = [
+        marked(
+            "\n".join([f"## {s.name}\n", to_markdown(s.rows), *map(merging.to_markdown, s.merged)]), proxy=s.proxied
+        )
+        for s in studies
+    ]
+    write_durably(out / "summary.md", "\n".join(parts).encode())
+    claims = [marked(verdicts_markdown([s]), proxy=s.proxied) for s in studies]
+    write_durably(out / "verdicts.md", "\n".join(claims).encode())
     write_json(out / "verdicts.json", _verdicts_json(studies))
     write_page(out / "index.html", studies, runs, forecast_of(asked.out))
     return figures
@@ -132,10 +140,11 @@ def write_report(asked: Asked, runs: Sequence[Run], studies: Sequence[Study]) ->
 
 def _tell(asked: Asked, studies: Sequence[Study], runs: Sequence[Run]) -> None:
     for study in studies:
-        sys.stdout.write(f"{study.name}: {len(study.arms)} arms\n{study.answer.text()}")
+        said = f"{study.name}: {len(study.arms)} arms\n{study.answer.text()}"
         for verdict in study.verdicts:
-            sys.stdout.write(f"  claim {verdict.number}. {verdict.title}: {verdict.verdict}")
-            sys.stdout.write(f" ({verdict.reason})\n" if verdict.reason else "\n")
+            said += f"  claim {verdict.number}. {verdict.title}: {verdict.verdict}"
+            said += f" ({verdict.reason})\n" if verdict.reason else "\n"
+        sys.stdout.write(marked(said, proxy=study.proxied))
         undecided = {v.command: None for v in study.verdicts if v.verdict == "undecided"}
         for command in undecided:
             sys.stdout.write(f"  to decide: {command}\n")

@@ -9,7 +9,8 @@ from pathlib import Path
 from rewarm.config.schema import SIDES
 from rewarm.errors import RewarmError
 from rewarm.points import pareto_front
-from rewarm.runs.run import read_summary
+from rewarm.runs.run import read_config, read_summary
+from rewarm.text import marked
 
 KEYS = ("start", "peak", "final")
 
@@ -38,7 +39,11 @@ def table(folder: Path, failed: Sequence[str] = ()) -> str:
         lines.append(f"{path.name:<{width}}{'  '.join(cells)}")
     lines += [f"{name:<{width}}  did not finish" for name in undone]
     lines.append(f"next: rewarm report {shlex.quote(str(folder))}")
-    return "\n".join(lines) + "\n"
+    return marked("\n".join(lines) + "\n", proxy=_proxied(done))
+
+
+def _proxied(paths: Sequence[Path]) -> bool:
+    return any(read_config(path).proxied for path in paths[:1])
 
 
 def pareto(folder: Path) -> str:
@@ -57,7 +62,7 @@ def pareto(folder: Path) -> str:
     for name in front:
         upstream, downstream = finals[name]
         lines.append(f"{name:<{width}}{upstream:>10.4f}{downstream:>12.4f}")
-    return "\n".join(lines) + "\n"
+    return marked("\n".join(lines) + "\n", proxy=_proxied([folder / name for name in names]))
 
 
 def failure(folder: Path, first: RewarmError, failed: Sequence[str]) -> RewarmError:

@@ -370,6 +370,11 @@ class Config:
         return self.data.proxy if self.replay_source.kind == "proxy" else self.replay_source
 
     @property
+    def proxied(self) -> bool:
+        """Return whether what is called upstream is a proxy of the old data."""
+        return self.data.upstream.kind == "proxy"
+
+    @property
     def replayed(self) -> str:
         """Return what replayed text is called: `upstream`, or `replay` where it has a source of its own."""
         return "replay" if self.replay_source else "upstream"

@@ -167,10 +167,11 @@ def pareto_figure(findings: Findings) -> Figure:
 
 def draw(findings: Findings, folder: Path) -> list[str]:
     """Draw what the findings hold into `folder`, each figure as PNG and as SVG; return the names of all files."""
+    proxy = findings.study.proxied
     with rc_context(STYLE):
         figures = {"forecast-fit": fit_figure(findings.study)}
         if findings.predicted:
             figures["forecast-curves"] = curves_figure(findings)
         if findings.searched:
             figures["forecast-pareto"] = pareto_figure(findings)
-        return [path.name for name, figure in figures.items() for path in save(figure, folder / name)]
+        return [path.name for name, figure in figures.items() for path in save(figure, folder / name, proxy=proxy)]

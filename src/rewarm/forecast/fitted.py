@@ -108,6 +108,11 @@ class Study:
         return np.stack(drawn, axis=-1)
 
     @property
+    def proxied(self) -> bool:
+        """Return whether what is called upstream is a proxy of the old data."""
+        return any(curve.config is not None and curve.config.proxied for curve in self.curves)
+
+    @property
     def held_out(self) -> list[Errors]:
         """Return the errors on held-out runs, of all validation sets."""
         return [error for side in self.sides.values() for error in side.held_out]

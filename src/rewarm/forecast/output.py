@@ -22,7 +22,7 @@ from rewarm.forecast.recommend import Outcome, Recommendation
 from rewarm.points import spread_out
 from rewarm.runs.run import open_run
 from rewarm.runs.words import words_like
-from rewarm.text import text_table
+from rewarm.text import marked, text_table
 
 CURVE_POINTS = 200
 """Points of a predicted curve in `forecast.csv`."""
@@ -137,7 +137,7 @@ def text(findings: Findings, *, verbose: bool = False) -> str:
     notes = [f"NOT RELIABLE: {fault}\n" for fault in findings.judgement.faults]
     notes += [f"note: {caution}\n" for caution in findings.judgement.cautions]
     parts.append("".join(notes))
-    return "\n" + "\n".join(part for part in parts if part)
+    return marked("\n" + "\n".join(part for part in parts if part), proxy=study.proxied)
 
 
 def _advice_text(findings: Findings, advice: Recommendation) -> str:

@@ -33,6 +33,11 @@ class Study:
     merged: tuple[Merged, ...]
     """What `rewarm merge` has found for runs of the arms."""
 
+    @property
+    def proxied(self) -> bool:
+        """Return whether what is called upstream is a proxy of the old data."""
+        return self.arms[0].config.proxied
+
 
 def _study(found: Sequence[Arm]) -> Study:
     config = found[0].config

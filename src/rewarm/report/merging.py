@@ -211,8 +211,11 @@ def as_json(rows: Sequence[Row], points: Sequence[Point], noise: float | None, s
     }
 
 
-def draw(rows: Sequence[Row], points: Sequence[Point], path: Path) -> list[Path]:
-    """Draw losses over alpha, where there is one, and against each other beside the arms: `path` with endings."""
+def draw(rows: Sequence[Row], points: Sequence[Point], path: Path, *, proxy: bool = False) -> list[Path]:
+    """Draw losses over alpha, where there is one, and against each other beside the arms: `path` with endings.
+
+    `proxy` is as in `style.save`.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -243,4 +246,4 @@ def draw(rows: Sequence[Row], points: Sequence[Point], path: Path) -> list[Path]
             at = (row.losses[1], row.losses[0])
             plane.annotate(row.label, at, xytext=(4, -10), textcoords="offset points", fontsize=8)
         plane.legend()
-        return save(figure, path)
+        return save(figure, path, proxy=proxy)

@@ -192,6 +192,7 @@ def page(studies: Sequence[Study], runs: Sequence[Run], forecast: Forecast, refr
         "dark": DARK,
         "t95": [float(stats.t.ppf(0.5 + CONFIDENCE / 2, n)) for n in range(1, 31)],
         "note": NOTE,
+        "proxy": any(study.proxied for study in studies),
         "settings": [
             _setting(study, (f"setting-{i + 1}/" if i else "") if beside else None) for i, study in enumerate(studies)
         ],

@@ -121,16 +121,16 @@ def _points(figure: Figure, axes: Axes, chart: Chart) -> None:
 DRAW = {"curve": _curve, "path": _path, "points": _points}
 
 
-def draw(chart: Chart, folder: Path) -> list[Path]:
-    """Write `folder/ID.png` and `folder/ID.svg` and return them."""
+def draw(chart: Chart, folder: Path, *, proxy: bool = False) -> list[Path]:
+    """Write `folder/ID.png` and `folder/ID.svg` and return them; `proxy` as in `style.save`."""
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
         _frame(axes, chart)
         DRAW[chart.kind](figure, axes, chart)
-        return save(figure, folder / chart.id)
+        return save(figure, folder / chart.id, proxy=proxy)
 
 
-def draw_all(charts: Sequence[Chart], folder: Path) -> list[Path]:
-    """Draw all charts into `folder`."""
-    return [path for chart in charts for path in draw(chart, folder)]
+def draw_all(charts: Sequence[Chart], folder: Path, *, proxy: bool = False) -> list[Path]:
+    """Draw all charts into `folder`; `proxy` as in `style.save`."""
+    return [path for chart in charts for path in draw(chart, folder, proxy=proxy)]

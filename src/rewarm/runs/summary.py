@@ -14,6 +14,7 @@ import numpy as np
 
 from rewarm.config.schema import SIDES
 from rewarm.runs.metrics import Metrics, Values
+from rewarm.text import marked
 
 
 def crossing(tokens: Values, loss: Values, level: float, after: int) -> float | None:
@@ -124,16 +125,17 @@ def fault_of(summary: Mapping[str, Any]) -> str | None:
     return None
 
 
-def table(path: Path, summary: Mapping[str, Any], early_stop: str | None = None) -> str:
+def table(path: Path, summary: Mapping[str, Any], early_stop: str | None = None, *, proxy: bool = False) -> str:
     """Return the closing table: perplexity before, at the peak and at the end, and what to do next.
 
-    `early_stop` says where on its curve the run ended, if not at the end.
+    `early_stop` says where on its curve the run ended, if not at the end; `proxy` is as in `marked`.
     """
-    lines = ["", f"{'perplexity':<12}{'before':>10}{'peak':>10}{'end':>10}"]
+    width = 18 if proxy else 12
+    lines = ["", f"{'perplexity':<{width}}{'before':>10}{'peak':>10}{'end':>10}"]
     for side in SIDES:
         losses = [summary[side][key] for key in ("start", "peak", "final")]
         cells = "".join("         -" if loss is None else f"{math.exp(min(loss, 700)):>10.3f}" for loss in losses)
-        lines.append(f"{side:<12}{cells}")
+        lines.append(f"{marked(side, proxy=proxy):<{width}}{cells}")
     speed = summary["tokens_per_second"]
     lines.append(f"{summary['tokens']:,} tokens" + (f" at {speed:,.0f} tokens/s" if speed else ""))
     lines += [early_stop] if early_stop else []

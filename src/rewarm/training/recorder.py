@@ -14,9 +14,13 @@ from rewarm.config.schema import SIDES, Config
 from rewarm.runs.folder import METRICS, Line, RunFolder
 from rewarm.runs.metrics import read_content, read_lines, read_metrics
 from rewarm.runs.summary import summarize
+from rewarm.text import marked
 from rewarm.tracking import Trackers
 
 log = logging.getLogger(__name__)
+
+STRANGE = 1.0
+"""Nats by which a proxy of old data is known less than the new data, from which on it is hardly one."""
 
 
 class Recorder:
@@ -46,6 +50,7 @@ class RunRecorder(Recorder):
         self, config: Config, plan: Plan, folder: RunFolder, run_id: str, tokens: int, *, begins: bool
     ) -> None:
         self._folder = folder
+        self._proxy = config.proxied
         self._trackers = Trackers(config, folder.path, run_id)
         if begins:  # what was trained by the run that this one begins as; trackers have not seen it
             for _, _, values in read_lines(read_content(folder.path / METRICS)):
@@ -70,13 +75,27 @@ class RunRecorder(Recorder):
         if "train/loss" in metrics:
             self._bar.set_postfix(loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['lr']:.2e}", refresh=False)
             if self._bar.disable and f"{SIDES[0]}/loss" in metrics:
-                log.info("%s", describe(metrics))
+                log.info("%s", marked(describe(metrics), proxy=self._proxy))
+        if self._proxy and metrics["step"] == 0 and (strange := strange_proxy(metrics)):
+            log.warning("%s", strange)
 
     def finish(self) -> Mapping[str, Any]:
         """Write the summary: from now on the run counts as finished."""
         self._summary = summarize(read_metrics(self._folder.path / METRICS))
         self._folder.write_summary(self._summary)
         return self._summary
+
+
+def strange_proxy(metrics: Line) -> str | None:
+    """Return the warning that a proxy cannot be like the old data, by its loss before training; None where it may."""
+    old, new = (metrics[f"{side}/loss"] for side in SIDES)
+    if not old > new + STRANGE:
+        return None
+    return (
+        f"data.upstream=proxy: before training the model's loss is {old:.2f} nats a token on the proxy and {new:.2f} "
+        f"on the new data: that is hardly text of the kind that it was trained on, perhaps of another language; give "
+        f"other text with data.proxy=PATH"
+    )
 
 
 def describe(metrics: Line) -> str:

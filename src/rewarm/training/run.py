@@ -215,4 +215,4 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
             raise stop.error()
         summary = recorder.finish()
     if summary is not None:
-        sys.stdout.write(table(folder.path, summary, plan.early_stop()))
+        sys.stdout.write(table(folder.path, summary, plan.early_stop(), proxy=config.proxied))
