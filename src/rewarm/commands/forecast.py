@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rewarm.errors import UserError
+from rewarm.forecast.averages import averages_of
 from rewarm.forecast.candidates import candidates
 from rewarm.forecast.csv_curves import IN_STEPS, read_csv
 from rewarm.forecast.curves import Curve, curve_of, distinct_names
@@ -17,7 +18,7 @@ from rewarm.forecast.judge import judge
 from rewarm.forecast.laws import LAWS
 from rewarm.forecast.options import Options, parse
 from rewarm.forecast.output import Findings, as_csv, as_json, text
-from rewarm.forecast.recommend import check_sides, outcomes, pareto, recommend, start_losses
+from rewarm.forecast.recommend import averaged, check_sides, outcomes, pareto, recommend, start_losses
 from rewarm.runs.run import find_runs, open_run
 from rewarm.storage import make_dir, write_durably, write_json
 
@@ -91,11 +92,13 @@ def find(options: Options) -> Findings:
         check_sides(result)
     both = {"upstream", "downstream"} <= result.sides.keys()
     judgement = judge(result)
-    searched, advice = [], None
+    searched, advice, averages = [], None, averages_of(result)
+    start = start_losses(result) if both else {}
     asked = candidates(options, result.fitted, search=False) if options.predicts else []
     if options.recommends:
         searched = outcomes(result, candidates(options, result.fitted, search=True))
-        advice = recommend(result, searched, options, judgement.faults)
+        searched += averaged(result, averages, searched, start)
+        advice = recommend(result, searched, options, judgement.faults, averages)
     return Findings(
         study=result,
         judgement=judgement,
@@ -104,5 +107,6 @@ def find(options: Options) -> Findings:
         searched=searched,
         front=pareto([outcome for outcome in searched if not outcome.candidate.beyond]),
         recommendation=advice,
-        start=start_losses(result) if both else {},
+        start=start,
+        averages=averages,
     )

@@ -147,7 +147,7 @@ def pareto_figure(findings: Findings) -> Figure:
         errors = [[[b.loss[-1] - b.low[-1]], [b.high[-1] - b.loss[-1]]] for b in (down, up)]
         panel.errorbar(
             down.loss[-1], up.loss[-1], xerr=errors[0], yerr=errors[1],
-            fmt="*", ms=13, color=PALETTE[2], capsize=3, label=f"recommended, 90 %:\n{chosen.candidate.label}",
+            fmt="*", ms=13, color=PALETTE[2], capsize=3, label=f"recommended, 90 %:\n{chosen.label}",
         )  # fmt: skip
     if findings.start:
         panel.axhline(findings.start["upstream"], color="black", lw=0.8, ls=":", label="upstream loss before")

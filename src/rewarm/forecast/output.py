@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from rewarm.forecast.averages import Averages
 from rewarm.forecast.candidates import Candidate, Settings, settings_of
 from rewarm.forecast.coverage import of_usual_start
 from rewarm.forecast.fitted import Study
 from rewarm.forecast.history import Steps
 from rewarm.forecast.holdout import Errors, inside, mae, r2
-from rewarm.forecast.judge import Judgement, unidentified
+from rewarm.forecast.judge import POOR_FINAL, Judgement, unidentified
 from rewarm.forecast.recommend import Outcome, Recommendation
 from rewarm.points import spread_out
 from rewarm.runs.run import open_run
@@ -44,6 +45,8 @@ class Findings:
     recommendation: Recommendation | None
     start: dict[str, float]
     """Losses before any update, in nats a token; empty where there are not both."""
+    averages: Averages
+    """What was seen of averages of weights."""
 
 
 def steps_of(candidate: Candidate) -> Steps:
@@ -144,8 +147,8 @@ def _advice_text(findings: Findings, advice: Recommendation) -> str:
     """Return what is recommended, what it comes to, why, and how far that is to be trusted."""
     lines = []
     if advice.chosen:
-        lines.append(f"Recommended ({advice.goal}): {advice.chosen.candidate.label}")
-        lines.append(f"  {command(findings, advice.chosen.candidate.settings)}")
+        lines.append(f"Recommended ({advice.goal}): {advice.chosen.label}")
+        lines += [f"  {line}" for line in commands(findings, advice.chosen)]
         finals = [
             f"{side} {b.loss[-1]:.4f} (90 %: {b.low[-1]:.4f} .. {b.high[-1]:.4f})"
             for side, b in advice.chosen.sides.items()
@@ -154,18 +157,22 @@ def _advice_text(findings: Findings, advice: Recommendation) -> str:
     elif advice.take == "measured" and advice.arm:
         lines.append(f"Recommended ({advice.goal}): {advice.arm.label}, as it was run")
         settings = settings_of(advice.arm.curves[0])
-        lines += [f"  {command(findings, settings)}"] if settings else []
+        if advice.arm.average is not None:
+            lines.append(f"  {_merge(findings, str(advice.arm.curves[0].path), advice.arm.average.label)}")
+        elif settings:
+            lines.append(f"  {command(findings, settings)}")
     else:
         lines.append(f"No recommendation ({advice.goal})")
     lines.append(f"  because    {advice.reason}")
     if advice.equals:
-        cheapest = advice.cheapest_equal.candidate.label if advice.cheapest_equal else ""
+        cheapest = advice.cheapest_equal.label if advice.cheapest_equal else ""
         lines.append(
             f"             {advice.equals} others lie within the error of the forecast, {advice.error:.4f} nats"
             + (f"; the cheapest of them: {cheapest}" if cheapest else "")
         )
     if findings.study.held_out:
         lines.append(f"  trust      final losses of held-out runs were missed by {_trust(findings.study)}")
+    lines += [f"             held-out averages {line}" for line in _trust_in_averages(findings.averages)]
     if advice.arm:
         finals = [f"{side} {advice.arm.finals[side]:.4f}" for side in findings.study.sides]
         change = _change(_forgetting(findings, advice.arm.finals))
@@ -199,6 +206,40 @@ def command(findings: Findings, settings: Settings) -> str:
     return "rewarm train " + shlex.join([*words_like(open_run(ours[0])), *overrides(settings).split()])
 
 
+RUN = "runs/recommended"
+"""Where the commands put a run whose average is advised."""
+
+
+def commands(findings: Findings, outcome: Outcome) -> list[str]:
+    """Return the commands that come to a predicted outcome: the training, and the average of it where it is one."""
+    train = command(findings, outcome.candidate.settings)
+    if not outcome.average:
+        return [train]
+    steps = outcome.candidate.steps
+    keep = "" if outcome.average.startswith("alpha") else f" checkpoint.keep=0 checkpoint.every={max(1, steps // 20)}"
+    return [f"{train}{keep} run_dir={RUN}", _merge(findings, RUN, outcome.average)]
+
+
+def _merge(findings: Findings, run: str, label: str) -> str:
+    """Return the command that keeps an average of a run."""
+    if label.startswith("alpha="):
+        [start] = {curve.config.init for curve in of_usual_start(findings.study.curves) if curve.config is not None}
+        return f"rewarm merge {shlex.join([start, run])} save={label.removeprefix('alpha=')}"
+    shape, window = label.split(" ")
+    return f"rewarm merge {shlex.quote(run)} window={window} shape={shape} save={shlex.quote(label)}"
+
+
+def _trust_in_averages(averages: Averages) -> list[str]:
+    """Return for each kind that was held out by how much it was missed, and whether it is predicted."""
+    called = {"line": "between start and end", "window": "over the last part of a run"}
+    return [
+        f"{called[kind]} were missed by {averages.error(kind):.2%}"
+        + ("" if averages.error(kind) <= POOR_FINAL else ": NOT RELIABLE, none is predicted")
+        for kind, missed in averages.held_out.items()
+        if missed
+    ]
+
+
 def overrides(settings: Settings) -> str:
     """Return what to write after `rewarm train` for these settings."""
     s = settings
@@ -218,7 +259,8 @@ def _finite(value: float | None) -> float | None:
 
 def _outcome_json(findings: Findings, outcome: Outcome) -> dict[str, Any]:
     return {
-        "label": outcome.candidate.label,
+        "label": outcome.label,
+        "average": outcome.average or None,
         **asdict(outcome.candidate.settings),
         "overrides": overrides(outcome.candidate.settings),
         "sets": {
@@ -266,6 +308,7 @@ def as_json(findings: Findings, figures: Sequence[str]) -> dict[str, Any]:
         "tokens_per_step": study.tokens_per_step,
         "sets": {},
         "holdout": [_errors_json(e) for e in study.held_out],
+        "averages": {kind: [asdict(m) for m in missed] for kind, missed in findings.averages.held_out.items()},
         "start": findings.start,
         "forecasts": [_outcome_json(findings, o) for o in findings.predicted],
         "withheld": {candidate.label: candidate.withheld for candidate in findings.withheld},
@@ -296,7 +339,13 @@ def as_json(findings: Findings, figures: Sequence[str]) -> dict[str, Any]:
             "goal": str(advice.goal),
             "reason": advice.reason,
             "chosen": _outcome_json(findings, advice.chosen) if advice.chosen else None,
-            "measured": {"runs": [c.name for c in arm.curves], "sets": arm.finals} if arm else None,
+            "measured": {
+                "runs": [c.name for c in arm.curves],
+                "average": arm.average.label if arm.average else None,
+                "sets": arm.finals,
+            }
+            if arm
+            else None,
             "error": advice.error,
             "equals": advice.equals,
         }

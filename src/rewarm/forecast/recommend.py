@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from rewarm.errors import UserError
+from rewarm.forecast.averages import Averages, Scored, predicted
 from rewarm.forecast.candidates import Candidate
 from rewarm.forecast.coverage import of_usual_start
 from rewarm.forecast.curves import Curve
@@ -24,6 +25,13 @@ class Outcome:
 
     candidate: Candidate
     sides: dict[str, Band]
+    average: str = ""
+    """Which average of the training it is, as `rewarm merge` calls it; empty for its end."""
+
+    @property
+    def label(self) -> str:
+        """Return what it is."""
+        return self.candidate.label + (f", average {self.average}" if self.average else "")
 
     def final(self, side: str) -> float:
         """Return the predicted final loss, in nats a token."""
@@ -40,17 +48,22 @@ class Arm:
     """A training that was run to its end, with its seeds."""
 
     curves: tuple[Curve, ...]
+    average: Scored | None = None
+    """An average of its one run that was scored, in place of the run's end."""
 
     @property
     def finals(self) -> dict[str, float]:
         """Return the measured final losses, means over the seeds, in nats a token."""
+        if self.average is not None:
+            return self.average.losses
         sides = set.intersection(*(set(curve.losses) for curve in self.curves))
         return {side: float(np.mean([curve.losses[side][1][-1] for curve in self.curves])) for side in sides}
 
     @property
     def label(self) -> str:
         """Return the name of its first run, and how many there are."""
-        return self.curves[0].name + (f" ({len(self.curves)} seeds)" if len(self.curves) > 1 else "")
+        average = f", average {self.average.label}" if self.average else ""
+        return self.curves[0].name + (f" ({len(self.curves)} seeds)" if len(self.curves) > 1 else "") + average
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,16 @@ def outcomes(study: Study, found: Sequence[Candidate]) -> list[Outcome]:
     ]
 
 
+def averaged(study: Study, averages: Averages, found: Sequence[Outcome], start: dict[str, float]) -> list[Outcome]:
+    """Return the averages of trainings that lie inside what the runs cover, as far as they can be predicted."""
+    return [
+        replace(outcome, sides=sides, average=label)
+        for outcome in found
+        if not outcome.candidate.beyond
+        for label, sides in predicted(study, averages, outcome.candidate.trajectory, start, outcome.sides).items()
+    ]
+
+
 def check_sides(study: Study) -> None:
     """Raise `UserError` where forgetting and learning cannot both be told."""
     missing = [side for side in ("upstream", "downstream") if side not in study.sides]
@@ -156,17 +179,24 @@ def _affordable(curve: Curve, options: Options) -> bool:
     return t.tokens <= 1.01 * most and (not options.replay or any(np.isclose(t.replay, options.replay)))
 
 
-def arms_of(curves: Sequence[Curve]) -> list[Arm]:
-    """Return the arms that were run to their end on new data from the usual start, each with its seeds."""
+def arms_of(curves: Sequence[Curve], averages: Averages | None = None) -> list[Arm]:
+    """Return the arms that were run to their end on new data from the usual start, each with its seeds.
+
+    What was scored of `averages` of these runs is an arm each.
+    """
     found: dict[str, list[Curve]] = {}
     for curve in of_usual_start(curves):
         if curve.finished and curve.trajectory.shifted:
             found.setdefault(curve.arm, []).append(curve)
-    return [Arm(tuple(members)) for members in found.values()]
+    names = {curve.name for members in found.values() for curve in members}
+    scored = [s for kind in averages.scored.values() for s in kind if s.curve.name in names] if averages else []
+    return [Arm(tuple(members)) for members in found.values()] + [Arm((s.curve,), s) for s in scored]
 
 
-def recommend(study: Study, found: Sequence[Outcome], options: Options, faults: Sequence[str]) -> Recommendation:
-    """Return the best training by the goal of the options.
+def recommend(
+    study: Study, found: Sequence[Outcome], options: Options, faults: Sequence[str], averages: Averages | None = None
+) -> Recommendation:
+    """Return the best training, or average of one, by the goal of the options.
 
     A predicted training must lie inside what the runs cover, keep to the limit with the upper end of its band, and
     beat the best measured arm by more than the error of the forecast: both as the arm came out and as the law has it.
@@ -176,7 +206,9 @@ def recommend(study: Study, found: Sequence[Outcome], options: Options, faults: 
     before = start_losses(study)
     goal = Goal.of(options, before["upstream"])
     most = before["upstream"] + goal.limit
-    arms = [arm for arm in arms_of(study.curves) if all(_affordable(curve, options) for curve in arm.curves)]
+    arms = [
+        arm for arm in arms_of(study.curves, averages) if all(_affordable(curve, options) for curve in arm.curves)
+    ]
     arms = [arm for arm in arms if arm.finals["upstream"] <= most]
     arm = min(arms, key=lambda arm: goal.value(arm.finals), default=None)
     inside = [o for o in found if not o.candidate.beyond]
@@ -191,7 +223,9 @@ def recommend(study: Study, found: Sequence[Outcome], options: Options, faults: 
     known = goal.value(before)
     if arm is not None and betters:
         # An arm that the law takes to be better than it came out would be beaten by itself, and by all near it.
-        known = min(goal.value(arm.finals), goal.value(predicted_finals(study, arm)))
+        known = goal.value(arm.finals)
+        if arm.average is None:
+            known = min(known, goal.value(predicted_finals(study, arm)))
     if best is None or goal.value(best.finals) > known - error:
         if best is not None:
             gain = known - goal.value(best.finals)

@@ -78,17 +78,21 @@ class Merged:
 
 def merged_of(arms: Sequence[Arm]) -> list[Merged]:
     """Return what has been found for the runs of arms. Raises `DataError` where a file of it is damaged."""
-    found = _running(arms)
-    for run in (run for arm in arms for run in arm.runs):
-        for path in sorted((run.path / FOLDER).glob(f"{STEM}*.json")):
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                rows = [Row(r["label"], r["scores"], r["made_of"], r["alpha"]) for r in content["rows"]]
-                for row in rows:
-                    math.hypot(*row.losses)
-                found.append(Merged(run.name, tuple(rows), tuple(content["verdict"]), path.with_suffix(".svg")))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}: is not what rewarm merge wrote; merge again, or remove it") from error
+    return _running(arms) + [merged for arm in arms for run in arm.runs for merged in read_merged(run.path, run.name)]
+
+
+def read_merged(folder: Path, name: str) -> list[Merged]:
+    """Return what has been found for the run of this name in a folder. Raises `DataError` for a damaged file."""
+    found = []
+    for path in sorted((folder / FOLDER).glob(f"{STEM}*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            rows = [Row(r["label"], r["scores"], r["made_of"], r["alpha"]) for r in content["rows"]]
+            for row in rows:
+                math.hypot(*row.losses)
+            found.append(Merged(name, tuple(rows), tuple(content["verdict"]), path.with_suffix(".svg")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: is not what rewarm merge wrote; merge again, or remove it") from error
     return found
 
 
