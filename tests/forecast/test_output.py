@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from rewarm.forecast.averages import averages_of
 from rewarm.forecast.candidates import candidates
 from rewarm.forecast.fitted import Study
 from rewarm.forecast.judge import judge
@@ -16,7 +17,8 @@ def _findings(of: Study, **given: object) -> Findings:
     advice = recommend(of, found, options, judge(of).faults) if options.recommends else None
     asked = candidates(options, of.fitted, search=False) if options.predicts else []
     withheld = [candidate for candidate in asked if candidate.withheld]
-    return Findings(of, judge(of), outcomes(of, asked), withheld, found, [], advice, start_losses(of))
+    averages = averages_of(of)
+    return Findings(of, judge(of), outcomes(of, asked), [], withheld, found, [], advice, start_losses(of), averages)
 
 
 def _advice(findings: Findings) -> Recommendation:
@@ -63,4 +65,5 @@ def test_json_tells_the_best_measured_arm_beside_the_advice(sound: Study) -> Non
     content = as_json(findings, [])["recommendation"]
     arm = _advice(findings).arm
     assert arm is not None
-    assert content["measured"] == {"runs": [c.name for c in arm.curves], "sets": arm.finals}
+    measured = {"runs": [c.name for c in arm.curves], "average": None, "sets": arm.finals}
+    assert content["measured"] == measured

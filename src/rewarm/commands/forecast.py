@@ -99,10 +99,17 @@ def find(options: Options) -> Findings:
         searched = outcomes(result, candidates(options, result.fitted, search=True))
         searched += averaged(result, averages, searched, start)
         advice = recommend(result, searched, options, judgement.faults, averages)
+    predicted = outcomes(result, asked)
     return Findings(
         study=result,
         judgement=judgement,
-        predicted=outcomes(result, asked),
+        predicted=predicted,
+        averaged=[
+            best
+            for one in predicted
+            for best in pareto([one, *averaged(result, averages, [one], start)])
+            if best.average
+        ],
         withheld=[candidate for candidate in asked if candidate.withheld],
         searched=searched,
         front=pareto([outcome for outcome in searched if not outcome.candidate.beyond]),

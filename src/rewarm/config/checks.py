@@ -5,7 +5,7 @@ What one key may be stands beside it, in its annotation in the schema.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from rewarm.config.plan import make_plan
@@ -21,7 +21,7 @@ def _require(ok: bool, message: str) -> None:  # noqa: FBT001 - reads as an asse
 
 
 def check(config: Config) -> Config:
-    """Raise a `UserError` for the first impossible combination, and return the config."""
+    """Raise a `UserError` for the first impossible combination, and return the config, without a proxy if unused."""
     c = config
     _require(
         not (c.init_optimizer and c.init == "scratch"),
@@ -64,9 +64,9 @@ def check(config: Config) -> Config:
     _check_schedule(c)
     _check_model(c.model)
     _check_step(c)
-    _check_sources(c)
+    c = _check_sources(c)
     make_plan(c)
-    return config
+    return c
 
 
 def _check_schedule(c: Config) -> None:
@@ -110,7 +110,7 @@ def _check_step(c: Config) -> None:
     )
 
 
-def _check_sources(c: Config) -> None:
+def _check_sources(c: Config) -> Config:
     found = {f"data.{side}": getattr(c.data, side) for side in SIDES}
     found |= {"replay_source": c.replay_source} if c.replay_source else {}
     if any(source.kind == "proxy" for source in found.values()):
@@ -125,6 +125,8 @@ def _check_sources(c: Config) -> None:
     else:
         given = [f.name for f in fields(c.generate) if getattr(c.generate, f.name) != f.default]
         _require(not given, f"generate.{''.join(given[:1])}: has no effect without replay_source=self; leave it out")
+    # One that nothing reads is none of the run's settings.
+    return c if "data.proxy" in found else replace(c, data=replace(c.data, proxy=SourceConfig()))
 
 
 KINDS_OF = {"proxy": ("data.upstream", "replay_source"), "self": ("replay_source",)}

@@ -21,7 +21,7 @@ from scipy.linalg import solve
 from scipy.stats import norm
 
 from rewarm.forecast.bands import LEVEL
-from rewarm.forecast.coverage import SLACK
+from rewarm.forecast.coverage import FALLEN, SLACK, fallen
 from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.fitted import Band, Study
 from rewarm.forecast.history import Array
@@ -67,7 +67,7 @@ class Missed:
     predicted: float
 
     beyond: bool
-    """Whether the area under its LR lies outside that of the runs it was predicted from."""
+    """Whether its LR lies outside those of the runs that it was predicted from, in area or in how far it fell."""
 
     @property
     def error(self) -> float:
@@ -135,9 +135,11 @@ def scored_averages(curves: Sequence[Curve]) -> list[Scored]:
 
 
 def _beyond(trajectory: Trajectory, seen: Sequence[Scored]) -> bool:
-    areas = [_place(s.curve.trajectory, s.counts)[0] for s in seen]
-    area = _place(trajectory, np.ones(1))[0]
-    return not min(areas) - math.log(SLACK) <= area <= max(areas) + math.log(SLACK)
+    lrs = [(s.curve.trajectory.lr, s.curve.trajectory.tokens_per_step) for s in seen]
+    areas, falls = [lr.sum() * tokens for lr, tokens in lrs], [fallen(lr) for lr, _ in lrs]
+    area, fall = trajectory.lr.sum() * trajectory.tokens_per_step, fallen(trajectory.lr)
+    inside = min(areas) / SLACK <= area <= max(areas) * SLACK
+    return not (inside and min(falls) - FALLEN <= fall <= max(falls) + FALLEN)
 
 
 def _place(trajectory: Trajectory, counts: Array) -> Array:

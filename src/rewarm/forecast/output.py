@@ -37,6 +37,8 @@ class Findings:
     judgement: Judgement
     predicted: list[Outcome]
     """What was asked for by name."""
+    averaged: list[Outcome]
+    """Averages of that, those that no other of the same training beats on both losses."""
     withheld: list[Candidate]
     """Of that, what no number is given for."""
     searched: list[Outcome]
@@ -108,12 +110,12 @@ def _change(forgotten: float | None) -> str:
 def _predicted_text(findings: Findings) -> str:
     header = ("predicted", *(f"{side} (90 %)" for side in findings.study.sides), "forgetting", "")
     rows = []
-    for outcome in findings.predicted:
+    for outcome in (*findings.predicted, *findings.averaged):
         forgotten = _forgetting(findings, outcome.finals)
         beyond = "; ".join(outcome.candidate.beyond)
         rows.append(
             (
-                outcome.candidate.label,
+                outcome.label,
                 *(f"{b.loss[-1]:.4f} ({b.low[-1]:.3f} .. {b.high[-1]:.3f})" for b in outcome.sides.values()),
                 "" if forgotten is None else f"{forgotten:+.4f}",
                 f"EXTRAPOLATES: {beyond}" if beyond else "",
@@ -310,7 +312,7 @@ def as_json(findings: Findings, figures: Sequence[str]) -> dict[str, Any]:
         "holdout": [_errors_json(e) for e in study.held_out],
         "averages": {kind: [asdict(m) for m in missed] for kind, missed in findings.averages.held_out.items()},
         "start": findings.start,
-        "forecasts": [_outcome_json(findings, o) for o in findings.predicted],
+        "forecasts": [_outcome_json(findings, o) for o in (*findings.predicted, *findings.averaged)],
         "withheld": {candidate.label: candidate.withheld for candidate in findings.withheld},
         "pareto": [_outcome_json(findings, o) for o in findings.front],
         "recommendation": None,

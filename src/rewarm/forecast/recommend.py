@@ -159,13 +159,14 @@ def start_losses(study: Study) -> dict[str, float]:
     return found
 
 
-def predicted_finals(study: Study, arm: Arm) -> dict[str, float]:
-    """Return the final losses that the law gives an arm that was run, in nats a token."""
-    curve = arm.curves[0]
-    return {
-        side: float(fitted.predict(curve.trajectory, np.array([len(curve.trajectory.lr)])).loss[0])
-        for side, fitted in study.sides.items()
-    }
+def predicted_finals(
+    study: Study, arm: Arm, averages: Averages | None, start: dict[str, float]
+) -> list[dict[str, float]]:
+    """Return the final losses that the law gives an arm that was run, and those of its averages, in nats a token."""
+    t = arm.curves[0].trajectory
+    ends = {side: fitted.predict(t, np.array([len(t.lr)])) for side, fitted in study.sides.items()}
+    found = [ends, *(predicted(study, averages, t, start, ends).values() if averages else ())]
+    return [{side: float(band.loss[0]) for side, band in bands.items()} for bands in found]
 
 
 def pareto(found: Sequence[Outcome]) -> list[Outcome]:
@@ -206,10 +207,8 @@ def recommend(
     before = start_losses(study)
     goal = Goal.of(options, before["upstream"])
     most = before["upstream"] + goal.limit
-    arms = [
-        arm for arm in arms_of(study.curves, averages) if all(_affordable(curve, options) for curve in arm.curves)
-    ]
-    arms = [arm for arm in arms if arm.finals["upstream"] <= most]
+    ran = [arm for arm in arms_of(study.curves, averages) if all(_affordable(c, options) for c in arm.curves)]
+    arms = [arm for arm in ran if arm.finals["upstream"] <= most]
     arm = min(arms, key=lambda arm: goal.value(arm.finals), default=None)
     inside = [o for o in found if not o.candidate.beyond]
     within = [o for o in inside if float(o.sides["upstream"].high[-1]) <= most]
@@ -220,16 +219,14 @@ def recommend(
     if best is not None:
         error = goal.value({side: float(band.error[-1]) for side, band in best.sides.items()})
     betters = arm is not None and goal.value(arm.finals) < goal.value(before)
-    known = goal.value(before)
-    if arm is not None and betters:
-        # An arm that the law takes to be better than it came out would be beaten by itself, and by all near it.
-        known = goal.value(arm.finals)
-        if arm.average is None:
-            known = min(known, goal.value(predicted_finals(study, arm)))
+    known = goal.value(arm.finals) if arm is not None and betters else goal.value(before)
+    # An arm that the law takes to be better than it came out would be beaten by itself, and by all near it.
+    taken = [finals for a in ran if a.average is None for finals in predicted_finals(study, a, averages, before)]
+    known = min([known, *(goal.value(finals) for finals in taken if finals["upstream"] <= most)])
     if best is None or goal.value(best.finals) > known - error:
         if best is not None:
             gain = known - goal.value(best.finals)
-            than = f"{abs(gain):.4g} nats {'better' if gain > 0 else 'worse'}"
+            than = f"{abs(gain):.4g} nats {'better' if gain > 0 else 'worse'} than runs came out, or the law has them"
             reason = f"the best of {len(within)} predicted trainings is {than}; the forecast errs by {error:.4g}"
         elif inside:
             sure = min(float(o.sides["upstream"].high[-1]) for o in inside) - before["upstream"]
