@@ -4,12 +4,13 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rewarm.commands.forecast import forecast, output_folder
+from rewarm.commands.forecast import forecast, of_one_remedy, output_folder
 from rewarm.commands.report import report as make_report
 from rewarm.config.plan import make_plan
 from rewarm.config.schema import Config
@@ -21,7 +22,7 @@ from rewarm.runs.folder import RunFolder
 from rewarm.runs.run import find_runs, open_run
 from rewarm.training.run import run
 from tests.conftest import make_config, rewarm
-from tests.forecast.synthetic import arms, losses
+from tests.forecast.synthetic import arms, curve, losses, trajectory
 
 TINY = ("train.batch_size=4", "train.context=32", "budget=64000", "tracker=none", "schedule=cosine")
 ARMS = {
@@ -135,8 +136,8 @@ def test_a_fit_that_cannot_be_trusted_recommends_nothing(
 
 
 def test_files_of_other_trainers_are_forecast_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for curve in arms(noise=0.001):
-        _write_csv(tmp_path / f"{curve.name}.csv", curve)
+    for arm in arms(noise=0.001):
+        _write_csv(tmp_path / f"{arm.name}.csv", arm)
     files = [str(path) for path in sorted(tmp_path.glob("*.csv"))]
     forecast([*files, "max_lr=2e-4", "start_lr=3e-5"])
     assert "fitted to 4 runs: constant, high, low, wsd" in capsys.readouterr().out
@@ -218,3 +219,24 @@ def test_the_command_line_answers_a_mistake_in_one_line(sweep: Path) -> None:
         "(choices: auto, cpt, cpt_multipower, multipower, single)\n"
     )
     assert result.stdout == ""
+
+
+def test_runs_that_were_held_to_their_start_in_other_ways_are_not_fitted_together(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def named(name: str, *words: str) -> Curve:
+        return replace(curve(name, trajectory("cosine", 3e-4)), config=make_config(*words))
+
+    def kept(curves: list[Curve]) -> str:
+        return " ".join(curve.name for curve in of_one_remedy(curves))
+
+    plain = [named("a", "replay=0"), named("b", "replay=0.1"), named("c", "replay=0.2")]
+    written = named("written", "replay=0.1", "replay_source=self")
+    taught = named("taught", "anchor.kl=1")
+    assert kept([*plain, written, taught]) == "a b c"
+    assert "taught: left out, it has anchor.kl=1, which the others have not and no law knows" in caplog.text
+    assert "written: left out, it has replay_source, which" in caplog.text
+    assert kept([plain[0], written]) == "a written"
+    alike = [named("d", "anchor.l2=3"), named("e", "anchor.l2=3", "replay=0.1")]
+    assert kept(alike) == "d e"
+    assert kept([plain[0], alike[0]]) == "a"

@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+from rewarm.config.schema import AnchorConfig
 from rewarm.errors import UserError
 from rewarm.forecast.averages import averages_of
 from rewarm.forecast.candidates import candidates
@@ -61,6 +63,31 @@ def usable(curves: list[Curve], law: str) -> list[Curve]:
     return [curve for curve in curves if curve not in alone]
 
 
+def of_one_remedy(curves: list[Curve]) -> list[Curve]:
+    """Return the curves whose runs were held to their start alike, as most were: no law knows what holds them."""
+    held = {curve.name: _held(curve) for curve in curves}
+    usual = max(held.values(), key=lambda words: (list(held.values()).count(words), not words), default="")
+    alike = [c for c in curves if held[c.name] == usual]
+    replayed = {repr(c.config.replay_source) for c in alike if c.config and c.config.replay}
+    # A run without replay goes with runs of any.
+    found = [c for c in alike if len(replayed) < 2 or not _replays_other(c)]
+    kept = {curve.name for curve in found}
+    for curve in curves:
+        if curve.name not in kept:
+            words = held[curve.name] or "replay_source"
+            log.warning("%s: left out, it has %s, which the others have not and no law knows", curve.name, words)
+    return found
+
+
+def _held(curve: Curve) -> str:
+    anchor = curve.config.anchor if curve.config else AnchorConfig()
+    return " ".join(f"anchor.{f.name}={getattr(anchor, f.name):g}" for f in fields(anchor) if getattr(anchor, f.name))
+
+
+def _replays_other(curve: Curve) -> bool:
+    return bool(curve.config and curve.config.replay and curve.config.replay_source)
+
+
 def output_folder(options: Options) -> Path:
     """Return where tables and figures go: beside the one thing that was asked about, or what all have in common."""
     if options.output is not None:
@@ -87,7 +114,7 @@ def forecast(arguments: Sequence[str]) -> None:
 
 def find(options: Options) -> Findings:
     """Return what a forecast with these options comes to."""
-    result = study(usable(read(options), options.law), options)
+    result = study(of_one_remedy(usable(read(options), options.law)), options)
     if options.recommends:
         check_sides(result)
     both = {"upstream", "downstream"} <= result.sides.keys()
