@@ -75,7 +75,9 @@ Make = Callable[..., list[Curve]]
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Return a function to cosines and constants without noise, whose averages were scored."""
 
-    def build(*, wrong: float = 0.0, elsewhere: float = 0.0, runs: tuple[float, ...] = LRS) -> list[Curve]:
+    def build(
+        *, wrong: float = 0.0, elsewhere: float = 0.0, stale: float = 0.0, runs: tuple[float, ...] = LRS
+    ) -> list[Curve]:
         curves: list[Curve] = []
         folder = tmp_path_factory.mktemp("averages")
         for kind in ("cosine", "constant"):
@@ -97,7 +99,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
                 rows = []
                 for alpha in (0.0, 0.25, 0.5, 0.75, 1.0):
                     up, down = line(of, alpha)
-                    off = shift if 0 < alpha < 1 else elsewhere
+                    off = shift if 0 < alpha < 1 else stale if alpha else elsewhere
                     made = {"builtin": 1 - alpha, str(run.path): alpha}
                     rows.append(row(f"alpha={alpha:g}", (up + off, down + off), made, alpha))
                 merged(run.path, rows, "merge")
@@ -146,12 +148,16 @@ def test_averages_that_nobody_scored_are_predicted(of: Study) -> None:
     assert predicted(of, averages, far, start, {s: of.sides[s].predict(far, np.array([2000])) for s in SIDES}) == {}
 
 
-def test_averages_that_cannot_be_trusted_are_not_predicted(of: Study, make: Make) -> None:
+def test_averages_that_cannot_be_trusted_are_not_predicted(
+    of: Study, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     off = averages_of(replace(of, fitted=make(wrong=0.15)))
     assert off.error("line") > 0.02
     assert not off.predicts("line", trajectory("cosine", 3e-4))
     elsewhere = scored_averages(make(elsewhere=0.1))
     assert all(scored.alpha is None for scored in elsewhere), "lines that begin at another model"
+    assert all(scored.alpha is None for scored in scored_averages(make(stale=0.1)))
+    assert "merge.json: is of another end of the run and left out; merge again" in caplog.text
     two = averages_of(replace(of, fitted=make(runs=LRS[:1])))
     assert two.held_out == {"line": [], "window": []}
     assert two.error("line") == math.inf

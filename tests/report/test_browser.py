@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,3 +242,20 @@ def _contrast(browser: Any, selector: str) -> float:
 
     dark, light = sorted(map(luminance, colors))
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_proxy_of_old_data_is_called_one_on_the_whole_page(browser: Any, reported: Path, tmp_path: Path) -> None:
+    content = (reported / "report" / "index.html").read_text()
+    assert content.count('"proxy":false') == 1
+    path = tmp_path / "index.html"
+    path.write_text(content.replace('"proxy":false', '"proxy":true'))
+    browser.get(f"file://{path}")
+    wait(browser)
+    heads = [th.text for th in browser.find_elements("css selector", "table.legend th")]
+    assert heads[:3] == ["arm", "downstream", "upstream (proxy)"]
+    texts = browser.find_element("tag name", "body").text
+    assert "Upstream (proxy)" in texts or "upstream (proxy)" in texts
+    words = re.findall(r"(?<![\w./=@'\"-])upstream(?! \(proxy\)|[\w./=:-])", texts)
+    assert words == []
+    label = browser.find_element("css selector", "[data-figure=both]").get_attribute("aria-label")
+    assert label.startswith("Upstream (proxy) against downstream perplexity")

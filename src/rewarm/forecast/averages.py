@@ -26,15 +26,13 @@ from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.fitted import Band, Study
 from rewarm.forecast.history import Array
 from rewarm.forecast.judge import POOR_FINAL
-from rewarm.report.merging import Merged, Row, read_merged
+from rewarm.report.merging import SAME, Losses, Merged, Row, read_merged
 
 SIDES = ("upstream", "downstream")
 LEAST = 1e-6
 """Nats that stand for none where a logarithm is taken."""
 FEWEST = 3
 """Runs with averages from which on one more can be predicted."""
-SAME = 1e-3
-"""Nats by which the loss at the beginning of a line may differ from that before the run: else it begins elsewhere."""
 WIDTHS = np.array([1.5, 3.0, 1.5])
 """Over which bends and shares stay alike: of the logs of area, of last LR over highest, of the window's length."""
 SPREAD, NOISE = 0.5, 0.1
@@ -112,6 +110,7 @@ def _counts(row: Row, curve: Curve) -> Array | None:
 
 def _of(merged: Merged, curve: Curve) -> Iterable[Scored]:
     ones = np.ones(len(curve.trajectory.lr))
+    # A line may begin at another model than the run did.
     first = merged.rows[0].losses
     for row in merged.rows:
         if row.is_end:
@@ -123,13 +122,18 @@ def _of(merged: Merged, curve: Curve) -> Iterable[Scored]:
             yield Scored(curve, row.label, losses, row.alpha, counts)
 
 
+def _end(curve: Curve) -> Losses:
+    up, down = (float(curve.losses[side][1][-1]) for side in SIDES)
+    return up, down
+
+
 def scored_averages(curves: Sequence[Curve]) -> list[Scored]:
     """Return the averages that were scored for finished runs, of start and end or over the last part."""
     return [
         scored
         for curve in curves
         if curve.path is not None and curve.finished and set(SIDES) <= curve.losses.keys()
-        for merged in read_merged(curve.path, curve.name)
+        for merged in read_merged(curve.path, curve.name, _end(curve))
         for scored in _of(merged, curve)
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from typing import Any
 from rewarm.config.schema import SIDES
 from rewarm.errors import DataError
 from rewarm.report.arms import Arm
+from rewarm.runs.run import Run
 from rewarm.text import text_table
+
+log = logging.getLogger(__name__)
 
 FOLDER, STEM = "report", "merge"
 """Where in a run's folder the files lie, and what their names begin with."""
+SAME = 1e-3
+"""Nats by which two scores of one model may differ, on different machines."""
 Losses = tuple[float, float]
 """Upstream and downstream loss, nats a token."""
 
@@ -78,11 +84,21 @@ class Merged:
 
 def merged_of(arms: Sequence[Arm]) -> list[Merged]:
     """Return what has been found for the runs of arms. Raises `DataError` where a file of it is damaged."""
-    return _running(arms) + [merged for arm in arms for run in arm.runs for merged in read_merged(run.path, run.name)]
+    runs = [run for arm in arms for run in arm.runs]
+    return _running(arms) + [m for run in runs for m in read_merged(run.path, run.name, _end(run))]
 
 
-def read_merged(folder: Path, name: str) -> list[Merged]:
-    """Return what has been found for the run of this name in a folder. Raises `DataError` for a damaged file."""
+def _end(run: Run) -> Losses:
+    up, down = (float(run.loss(side)[1][-1]) for side in SIDES)
+    return up, down
+
+
+def read_merged(folder: Path, name: str, end: Losses) -> list[Merged]:
+    """Return what has been found for the run of this name in a folder, which ends at these losses.
+
+    What was found when it had another end, as it was extended since, is left out, with a line in the log. Raises
+    `DataError` for a damaged file.
+    """
     found = []
     for path in sorted((folder / FOLDER).glob(f"{STEM}*.json")):
         try:
@@ -90,6 +106,10 @@ def read_merged(folder: Path, name: str) -> list[Merged]:
             rows = [Row(r["label"], r["scores"], r["made_of"], r["alpha"]) for r in content["rows"]]
             for row in rows:
                 math.hypot(*row.losses)
+            ends = [row.losses for row in rows if row.alpha == 1 or row.label == "end"]
+            if any(abs(a - b) > SAME for losses in ends for a, b in zip(losses, end, strict=True)):
+                log.warning("%s: is of another end of the run and left out; merge again", path)
+                continue
             found.append(Merged(name, tuple(rows), tuple(content["verdict"]), path.with_suffix(".svg")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: is not what rewarm merge wrote; merge again, or remove it") from error
@@ -111,8 +131,8 @@ def points_of(arms: Sequence[Arm]) -> list[Point]:
     """Return where arms ended."""
     found = []
     for arm in arms:
-        ends = [[float(run.loss(side)[1][-1]) for run in arm.runs] for side in SIDES]
-        found.append(Point(arm.name, (fmean(ends[0]), fmean(ends[1])), len(arm.runs)))
+        up, down = zip(*map(_end, arm.runs), strict=True)
+        found.append(Point(arm.name, (fmean(up), fmean(down)), len(arm.runs)))
     return found
 
 

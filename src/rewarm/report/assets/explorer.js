@@ -8,11 +8,11 @@ const explorers = [];
 
 // Where a proxy stands in for old data, every text says so; commands keep their words.
 const old = /(?<![\w./=@'"-])([Uu]pstream|old data)(?![\w./=:-]| \(proxy\))/g;
-const named = (text) => data.proxy ? text.replace(old, "$1 (proxy)") : text;
+const called = (text) => data.proxy ? text.replace(old, "$1 (proxy)") : text;
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children.filter((child) => child !== null).map((child) => typeof child === "string" ? named(child) : child));
+  node.append(...children.filter((child) => child !== null).map((child) => typeof child === "string" ? called(child) : child));
   return node;
 }
 function button(text, act, attributes = {}) {
@@ -118,7 +118,7 @@ function explorer(setting, saved) {
   function timePlot(what) {
     const rows = shown().map((i) => row(i, what)).filter((r) => r !== null), host = hosts[what];
     host.replaceChildren(make("h3", {}, title(what)));
-    host.setAttribute("aria-label", named(summary(what, rows)));
+    host.setAttribute("aria-label", called(summary(what, rows)));
     plots[what] = null;
     if (!rows.length) return host.append(make("p", {class: "soft"}, "no values"));
     const tip = make("div", {class: "tip", hidden: ""});
@@ -186,7 +186,7 @@ function explorer(setting, saved) {
     }).filter((r) => r !== null);
     Object.assign(state, save);
     host.replaceChildren(make("h3", {}, "both perplexities: ring = start, square = warm-up ends, disc = end"));
-    host.setAttribute("aria-label", named("Upstream against downstream perplexity. ") + rows.map((r) => `${r.arm.name} from ${r.points[0].map(figure)} to ${r.points.at(-1).map(figure)}`).join("; "));
+    host.setAttribute("aria-label", called("Upstream against downstream perplexity. ") + rows.map((r) => `${r.arm.name} from ${r.points[0].map(figure)} to ${r.points.at(-1).map(figure)}`).join("; "));
     plots.both = null;
     const near_ = rows.filter((r) => !r.arm.far), held = (near_.length ? near_ : rows).flatMap((r) => r.points);
     if (!held.length) return;
@@ -195,7 +195,7 @@ function explorer(setting, saved) {
     plots.both = new uPlot({
       ...sizes().both, legend: {show: false}, padding: [8, 8, 0, 0],
       scales: {x: {time: false, range: (_, a, b) => [a, b]}, y: {range: (_, a, b) => [a, b]}},
-      axes: [{...axis("downstream perplexity"), size: 26}, {...axis(named("upstream perplexity")), size: 50}],
+      axes: [{...axis("downstream perplexity"), size: 26}, {...axis(called("upstream perplexity")), size: 50}],
       series: [{}, {stroke: "transparent", points: {show: false}}],
       cursor: {drag: {x: true, y: true, uni: 30}, points: {show: false}},
       hooks: {
