@@ -9,12 +9,15 @@ import pytest
 
 from rewarm.commands.arms import Arm, Swept
 from rewarm.commands.begin import begin
+from rewarm.commands.report import report
 from rewarm.commands.shared import Arms, left_of, share
 from rewarm.config.command_line import parse
 from rewarm.config.plan import make_plan
 from rewarm.config.schema import Config
 from rewarm.errors import UserError
 from rewarm.model.shape import PAYS_FROM, run_flops
+from rewarm.report.arms import load
+from rewarm.report.findings import studies_of
 from rewarm.runs.checkpoint import folder_of, steps
 from rewarm.runs.run import open_run
 from rewarm.training.run import run as train
@@ -63,6 +66,16 @@ def test_the_runs_of_a_sweep_are_those_made_alone(tmp_path: Path, capsys: pytest
         assert_same(arm.folder, made.path)
         forked[arm.config.schedule.decay_fraction] = made.manifest.forked and made.manifest.forked.step
     assert forked == {0.1: None, 0.5: 10}
+    report([str(folder)])
+    tree = (folder / "report" / "summary.md").read_text().split("What arms have in common was trained once: ")[1]
+    assert tree.splitlines()[0] == "3.84k tokens for 5.12k."
+    assert tree.splitlines()[2:4] == [
+        "- schedule.decay_fraction=0.1",
+        "  - schedule.decay_fraction=0.5, from 1.28k tokens on",
+    ]
+    [study] = studies_of(load([folder]))
+    rates = next(chart for chart in study.charts if chart.id == "learning-rates")
+    assert [line.tokens[0] for line in rates.lines] == [128, 1280], "the trunk is drawn once"
 
 
 def test_arms_that_come_later_use_what_is_there_or_are_made_anew(tmp_path: Path) -> None:

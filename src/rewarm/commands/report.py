@@ -125,12 +125,11 @@ def write_report(asked: Asked, runs: Sequence[Run], studies: Sequence[Study]) ->
         figures += draw_all(study.charts, place, proxy=study.proxied)
     write_durably(out / "summary.csv", to_csv([row for study in studies for row in study.rows]).encode())
     parts = [
-        marked(
-            "\n".join([f"## {s.name}\n", to_markdown(s.rows), *map(merging.to_markdown, s.merged)]), proxy=s.proxied
-        )
+        [f"## {s.name}\n", to_markdown(s.rows), *([s.tree] if s.tree else []), *map(merging.to_markdown, s.merged)]
         for s in studies
     ]
-    write_durably(out / "summary.md", "\n".join(parts).encode())
+    summary = [marked("\n".join(part), proxy=s.proxied) for part, s in zip(parts, studies, strict=True)]
+    write_durably(out / "summary.md", "\n".join(summary).encode())
     claims = [marked(verdicts_markdown([s]), proxy=s.proxied) for s in studies]
     write_durably(out / "verdicts.md", "\n".join(claims).encode())
     write_json(out / "verdicts.json", _verdicts_json(studies))

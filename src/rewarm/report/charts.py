@@ -12,6 +12,7 @@ from rewarm.points import pareto_front
 from rewarm.report.arms import Arm, thin
 from rewarm.report.merging import Merged
 from rewarm.report.select import is_scratch
+from rewarm.report.trunks import branches_of
 from rewarm.report.views import Look, View
 from rewarm.runs.metrics import Values
 
@@ -56,6 +57,12 @@ class Chart:
     """points: averages of weights: what they are, both losses of each, and whether they lie on a line."""
 
 
+def _leaves(arms: Sequence[Arm]) -> dict[int, float]:
+    """Return the tokens from which on each of some arms is drawn: where it leaves another of them, else 0."""
+    branches = branches_of(arms)
+    return {id(arm): branches[id(arm)].tokens if id(arm) in branches else 0.0 for arm in arms}
+
+
 def _line(arm: Arm, label: str, look: Look, at: Values, **values: Values) -> Line:
     """Return the line of `arm` through the points whose tokens are `at`; `values` are its x, y, low and high."""
     lists = {name: values[name].tolist() if name in values else [] for name in ("x", "y", "low", "high")}
@@ -64,10 +71,10 @@ def _line(arm: Arm, label: str, look: Look, at: Values, **values: Values) -> Lin
     )
 
 
-def _curve_line(arm: Arm, side: str, label: str, look: Look, until: float) -> Line:
+def _curve_line(arm: Arm, side: str, label: str, look: Look, span: tuple[float, float]) -> Line:
     tokens, losses = arm.grid(side)
     mean = losses.mean(axis=0)
-    shown = np.flatnonzero(tokens <= until)
+    shown = np.flatnonzero((span[0] <= tokens) & (tokens <= span[1]))
     at, _ = thin(tokens[shown], mean[shown])
     kept = np.isin(tokens, at)
     at, y, low, high = (row[kept] for row in (tokens, mean, losses.min(axis=0), losses.max(axis=0)))
@@ -90,8 +97,9 @@ def _curves(name: str, title: str, side: str, view: View, labels: Sequence[str],
     """Return the chart of one side's loss against tokens, as far as all arms that have finished go."""
     finished = [arm.tokens for arm in view.arms if all(run.finished for run in arm.runs)]
     until = min(finished, default=max(arm.tokens for arm in view.arms))
-    each = zip(view.arms, labels, looks, strict=True)
-    lines = [_curve_line(arm, side, label, look, until) for arm, label, look in each]
+    each, leaves = zip(view.arms, labels, looks, strict=True), _leaves(view.arms)
+    lines = [_curve_line(arm, side, label, look, (leaves[id(arm)], until)) for arm, label, look in each]
+    lines = [line for line in lines if line.y]
     low, high = _range(value for line in _in_sight(lines) for values in (line.low, line.high) for value in values)
     # A start from random weights would flatten all others: its end shows where that is near them.
     ends = [line.y[-1] for line in lines if high < line.y[-1] < high + (high - low)]
@@ -102,10 +110,11 @@ def _curves(name: str, title: str, side: str, view: View, labels: Sequence[str],
     return Chart(name, f"{title}: {side} loss", "curve", "tokens", y_label, lines, (0.0, end or 1.0), (low, high), [])
 
 
-def _path_line(arm: Arm, label: str, look: Look) -> Line:
+def _path_line(arm: Arm, label: str, look: Look, since: float) -> Line:
     up_tokens, up = arm.grid("upstream")
     down_tokens, down = arm.grid("downstream")
     tokens = np.intersect1d(up_tokens, down_tokens)
+    tokens = tokens[tokens >= since]
     up_ppl = np.exp(up.mean(axis=0)[np.isin(up_tokens, tokens)])
     down_ppl = np.exp(down.mean(axis=0)[np.isin(down_tokens, tokens)])
     at, _ = thin(tokens, up_ppl)
@@ -115,8 +124,9 @@ def _path_line(arm: Arm, label: str, look: Look) -> Line:
 
 def _paths(name: str, title: str, view: View, labels: Sequence[str], looks: Sequence[Look]) -> Chart:
     """Return the chart of upstream perplexity against downstream perplexity, coloured by tokens."""
-    each = zip(view.arms, labels, looks, strict=True)
-    lines = [_path_line(arm, label, look) for arm, label, look in each if not is_scratch(arm)]
+    each, leaves = zip(view.arms, labels, looks, strict=True), _leaves(view.arms)
+    lines = [_path_line(arm, label, look, leaves[id(arm)]) for arm, label, look in each if not is_scratch(arm)]
+    lines = [line for line in lines if line.y]
     return Chart(
         name,
         f"{title}: both perplexities",
@@ -165,13 +175,17 @@ def _tradeoff(arms: Sequence[Arm], looks: Sequence[Look], merged: Sequence[Merge
 
 
 def _learning_rates(arms: Sequence[Arm], looks: Sequence[Look]) -> Chart:
-    """Return the chart of the learning rates of all updates; of arms whose curves are the same, the first stands."""
+    """Return the chart of the learning rates of all updates, which of arms that leave a trunk is their tree.
+
+    Of arms whose curves are the same, the first stands.
+    """
     lines: dict[str, Line] = {}
+    leaves = _leaves(arms)
     for arm, look in zip(arms, looks, strict=True):
         run = arm.one
         steps = np.arange(1, run.plan.steps + 1, dtype=float)
         tokens, lr = thin(steps * run.plan.tokens_per_step, run.lr)
-        shown = tokens <= arm.tokens
+        shown = (leaves[id(arm)] <= tokens) & (tokens <= arm.tokens)
         if shown.any():
             line = _line(arm, look.name, look, tokens[shown], x=tokens[shown], y=lr[shown], low=lr[:0], high=lr[:0])
             lines.setdefault(repr(line.y), line)

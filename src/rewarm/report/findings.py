@@ -11,6 +11,7 @@ from rewarm.report.arms_table import Row, rows_of
 from rewarm.report.charts import Chart, charts_of
 from rewarm.report.claims import Verdict, judge
 from rewarm.report.merging import Merged, merged_of
+from rewarm.report.trunks import tree
 from rewarm.report.views import Look, View, in_order, looks_of, views_of
 from rewarm.runs.run import Run
 from rewarm.text import tokens_text
@@ -32,6 +33,8 @@ class Study:
     rows: tuple[Row, ...]
     merged: tuple[Merged, ...]
     """What `rewarm merge` has found for runs of the arms."""
+    tree: str
+    """Which arms begin as which, as Markdown; empty where none does."""
 
     @property
     def proxied(self) -> bool:
@@ -55,6 +58,7 @@ def _study(found: Sequence[Arm]) -> Study:
         charts=tuple(charts_of(arms, views, looks, merged)),
         rows=tuple(rows_of(arms, looks)),
         merged=tuple(merged),
+        tree=tree(arms, [look.name for look in looks]),
     )
 
 

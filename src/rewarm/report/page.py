@@ -140,6 +140,7 @@ def _setting(study: Study, folder: str | None) -> dict[str, Any]:
         "table": _table(study),
         "verdicts": [_verdict(verdict) for verdict in study.verdicts],
         "merged": [_merged(merged) for merged in study.merged],
+        "tree": study.tree,
     }
 
 

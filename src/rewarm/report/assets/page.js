@@ -79,7 +79,8 @@ data.settings.forEach((setting, k) => {
   if (data.settings.length > 1) main.append(make("h2", {}, setting.name));
   part(own("answer"), "Answer", answerCard(setting.answer));
   part(own("curves"), "Curves", explorer({...setting, key: own("curves")}, saved?.states[k]));
-  part(own("arms"), "Arms", make("p", {class: "soft"}, "Losses are nats a token, means over seeds ± one standard deviation. A heading sorts."), ...tableCard(setting.table));
+  part(own("arms"), "Arms", make("p", {class: "soft"}, "Losses are nats a token, means over seeds ± one standard deviation. A heading sorts."), ...tableCard(setting.table),
+    setting.tree ? make("details", {}, make("summary", {}, "what was trained once"), make("pre", {}, setting.tree)) : "");
   if (setting.verdicts.length) part(own("claims"), "Claims of the paper", make("p", {class: "soft"}, data.note), make("div", {class: "grid"}, ...setting.verdicts.map(verdictCard)));
   if (setting.merged.length) part(own("averages"), "Averages of weights", make("div", {class: "grid"}, ...setting.merged.map(mergedCard)));
 });
