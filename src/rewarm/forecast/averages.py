@@ -20,6 +20,7 @@ import numpy as np
 from scipy.linalg import solve
 from scipy.stats import norm
 
+from rewarm.config.schema import SIDES
 from rewarm.forecast.bands import LEVEL
 from rewarm.forecast.coverage import FALLEN, SLACK, fallen
 from rewarm.forecast.curves import Curve, Trajectory
@@ -28,7 +29,6 @@ from rewarm.forecast.history import Array
 from rewarm.forecast.judge import POOR_FINAL
 from rewarm.report.merging import SAME, Losses, Merged, Row, read_merged
 
-SIDES = ("upstream", "downstream")
 LEAST = 1e-6
 """Nats that stand for none where a logarithm is taken."""
 FEWEST = 3
@@ -63,7 +63,6 @@ class Missed:
     side: str
     measured: float
     predicted: float
-
     beyond: bool
     """Whether its LR lies outside those of the runs that it was predicted from, in area or in how far it fell."""
 

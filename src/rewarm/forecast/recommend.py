@@ -49,7 +49,7 @@ class Arm:
 
     curves: tuple[Curve, ...]
     average: Scored | None = None
-    """An average of its one run that was scored, in place of the run's end."""
+    """An average of its runs that was scored, in place of their ends."""
 
     @property
     def finals(self) -> dict[str, float]:
@@ -190,8 +190,17 @@ def arms_of(curves: Sequence[Curve], averages: Averages | None = None) -> list[A
         if curve.finished and curve.trajectory.shifted:
             found.setdefault(curve.arm, []).append(curve)
     names = {curve.name for members in found.values() for curve in members}
-    scored = [s for kind in averages.scored.values() for s in kind if s.curve.name in names] if averages else []
-    return [Arm(tuple(members)) for members in found.values()] + [Arm((s.curve,), s) for s in scored]
+    scored: dict[tuple[str, str], list[Scored]] = {}
+    for one in (s for kind in (averages.scored if averages else {}).values() for s in kind):
+        if one.curve.name in names:
+            scored.setdefault((one.curve.arm, one.label), []).append(one)
+    return [Arm(tuple(members)) for members in found.values()] + [_averaged_arm(seeds) for seeds in scored.values()]
+
+
+def _averaged_arm(seeds: Sequence[Scored]) -> Arm:
+    """Return one average of each seed as an arm."""
+    losses = {side: float(np.mean([s.losses[side] for s in seeds])) for side in seeds[0].losses}
+    return Arm(tuple(s.curve for s in seeds), replace(seeds[0], losses=losses))
 
 
 def recommend(
