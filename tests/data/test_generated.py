@@ -137,6 +137,14 @@ def test_the_model_writes_the_same_again_and_a_shorter_prompt_is_not_touched_by_
     drawn.close()
     assert drawn.seconds > 0
 
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.GPTNeoXForCausalLM.generate", full, raising=True)
+        with pytest.raises(UserError, match=r"generate\.batch_size=3: so many texts of 12 tokens do not fit the dev"):
+            drawn.write([EMPTY] * 3, 12, seed=1)
+
 
 SELF = ("replay=0.25", "replay_source=self", "init=builtin", "generate.batch_size=8")
 

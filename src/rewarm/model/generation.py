@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from rewarm.config.schema import GenerateConfig
 from rewarm.data.tokenizers import Tokenizer
+from rewarm.errors import UserError
 from rewarm.model.init import Init, pin
 from rewarm.model.weights import check_fits, load_writer
 
@@ -80,11 +81,17 @@ class StartModel:
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            found: Tensor = model.generate(
-                input_ids=torch.from_numpy(rows).to(self._device),
-                attention_mask=torch.from_numpy(mask).to(self._device),
-                generation_config=how,
-            )
+            try:
+                found: Tensor = model.generate(
+                    input_ids=torch.from_numpy(rows).to(self._device),
+                    attention_mask=torch.from_numpy(mask).to(self._device),
+                    generation_config=how,
+                )
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"generate.batch_size={len(prompts)}: so many texts of {length:,} tokens do not fit the device's "
+                    f"memory; give fewer, or a smaller generate.length"
+                ) from error
         drawn = found[:, 1 + longest :].cpu().numpy()
         self.seconds += time.monotonic() - begun
         return [
