@@ -115,6 +115,11 @@ def test_the_command_takes_overrides_a_run_or_a_forecast(tmp_path: Path, capsys:
     advice.write_text(json.dumps({"recommendation": {"chosen": {"overrides": "schedule=wsd max_lr=1e-3"}}}))
     recipe([str(advice), "to=torchtitan", f"output={tmp_path / 'job.toml'}"])
     assert "lr = 0.001" in (tmp_path / "job.toml").read_text()
+    assert capsys.readouterr().err == ""
+    chosen = {"overrides": "schedule=wsd max_lr=1e-3", "average": "alpha=0.7"}
+    advice.write_text(json.dumps({"recommendation": {"chosen": chosen}}))
+    recipe([str(advice), "to=json"])
+    assert "advises the average alpha=0.7 of this training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,11 @@ def _of_forecast(path: Path) -> Config:
         overrides = chosen and chosen["overrides"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is no forecast.json of `rewarm forecast`; give one, a run or overrides") from error
+    if overrides and chosen.get("average"):
+        sys.stderr.write(
+            f"{path}: advises the average {chosen['average']} of this training, which no trainer here makes; see the "
+            f"rewarm merge that the forecast gave\n"
+        )
     if not overrides:
         raise UserError(f"{path}: recommends nothing; ask for it with `rewarm forecast RUNS… max_forgetting=0.05`")
     return compose_config(*shlex.split(overrides))
