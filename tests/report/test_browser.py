@@ -259,3 +259,13 @@ def test_a_proxy_of_old_data_is_called_one_on_the_whole_page(browser: Any, repor
     assert words == []
     label = browser.find_element("css selector", "[data-figure=both]").get_attribute("aria-label")
     assert label.startswith("Upstream (proxy) against downstream perplexity")
+
+
+def test_a_sweep_from_random_weights_alone_is_drawn(browser: Any, reported: Path, tmp_path: Path) -> None:
+    """The axes need not hold such an arm beside others; where there are no others, they do."""
+    path = tmp_path / "index.html"
+    path.write_text((reported / "report" / "index.html").read_text().replace('"far":false', '"far":true'))
+    browser.get(f"file://{path}")
+    wait(browser)
+    scale = "return ['downstream', 'upstream', 'lr'].map((what) => explorers[0].plots[what].scales.y.min)"
+    assert None not in browser.execute_script(scale)

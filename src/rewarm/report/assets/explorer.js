@@ -122,7 +122,7 @@ function explorer(setting, saved) {
     plots[what] = null;
     if (!rows.length) return host.append(make("p", {class: "soft"}, "no values"));
     const tip = make("div", {class: "tip", hidden: ""});
-    const hidden = (r) => ({stroke: "transparent", width: 0, points: {show: false}, spanGaps: true, auto: !r.arm.far || rows.length === 1});
+    const hidden = (r) => ({stroke: "transparent", width: 0, points: {show: false}, spanGaps: true, auto: !r.arm.far || rows.every((one) => one.arm.far)});
     const plot = new uPlot({
       ...sizes().time, legend: {show: false}, focus: {alpha: .35}, padding: [8, 8, 0, 0],
       scales: {x: {time: false, distr: state.xlog ? 3 : 1, range: (_, a, b) => [a, b]}, y: {distr: what === "lr" && state.lrlog ? 3 : 1}},
