@@ -28,6 +28,10 @@ SHAPING = (
 """Keys and groups that act on an update by its learning rate alone, or by whether it is logged or scored."""
 
 
+UPDATE = np.dtype([("lr", ">f8"), ("lines", "u1")])
+"""What must agree of an update. Positive floats in big-endian order are sorted as their bytes are."""
+
+
 @dataclass(frozen=True)
 class Beginning:
     """The first updates of a run that are also those of another."""
@@ -61,7 +65,7 @@ def beginnings(
             continue
         updates = {number: _updates(runs[number][1]) for number in members}
         # From high to low learning rates: of curves that decay, the one that does so last is the trunk of the others.
-        ordered = sorted(members, key=lambda number: (updates[number].tobytes(), -number), reverse=True)
+        ordered = sorted(members, key=lambda number: (updates[number], -number), reverse=True)
         # Each run begins as the nearest one before it that shares less with its own neighbour: the first of all that
         # share as much. Trees stay flat so, and arms side by side wait for few others.
         candidates = [(ordered[0], 0)]
@@ -88,14 +92,14 @@ def _fixed(config: Config) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _updates(plan: Plan) -> NDArray[np.void]:
-    """Return of each update what must agree: its learning rate, and what is logged after it."""
-    found = np.zeros(plan.steps, dtype=[("lr", ">f8"), ("lines", "u1")])
+def _updates(plan: Plan) -> bytes:
+    """Return of each update what must agree as 9 bytes: its learning rate, and what is logged after it."""
+    found = np.zeros(plan.steps, dtype=UPDATE)
     found["lr"] = lr_curve(plan.schedule, np.arange(1, plan.steps + 1))
     # What is logged depends on the schedule by its warm-up only, so that arms have few kinds of it between them.
     bare = ScheduleSpec("constant", 1.0, 1.0, plan.schedule.warmup_steps, 0)
     found["lines"] = _lines(replace(plan, schedule=bare, save_every=1, milestones=(), forks=()))
-    return found
+    return found.tobytes()
 
 
 @lru_cache(maxsize=64)
@@ -104,8 +108,8 @@ def _lines(plan: Plan) -> NDArray[np.uint8]:
     return np.array([plan.logs(s) + 2 * plan.evaluates(s) for s in range(1, plan.steps + 1)], dtype=np.uint8)
 
 
-def _shared(one: NDArray[np.void], other: NDArray[np.void]) -> int:
+def _shared(one: bytes, other: bytes) -> int:
     """Return how many updates from the first on are the same."""
     length = min(len(one), len(other))
-    unlike = one[:length] != other[:length]
-    return int(np.argmax(unlike)) if unlike.any() else length
+    unlike = np.frombuffer(one, np.uint8, length) != np.frombuffer(other, np.uint8, length)
+    return (int(np.argmax(unlike)) if unlike.any() else length) // UPDATE.itemsize
