@@ -21,6 +21,7 @@ from rewarm.commands.launch import Job, Source
 from rewarm.config.schema import SIDES
 from rewarm.errors import UserError
 from rewarm.runs.run import read_summary
+from rewarm.storage import exclusive
 
 if TYPE_CHECKING:
     import optuna
@@ -85,17 +86,22 @@ class Study(Source):
 
     def next(self) -> Job | None:
         """Return the run of the next trial; None where the study has enough."""
-        from optuna.trial import TrialState
-
-        counted = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
-        while len(self._study.get_trials(deepcopy=False, states=counted)) < self._trials:
-            trial = self._study.ask(self._keys)
+        while (trial := self._ask()) is not None:
             arm = self._swept.arm([f"{key}={_text(value)}" for key, value in trial.params.items()])
             numbers = self._asked.setdefault(arm.name, [])
             numbers.append(trial.number)
             if len(numbers) == 1:
                 return arm
         return None
+
+    def _ask(self) -> Any:  # noqa: ANN401 - Optuna is an extra
+        """Return the next trial; None where there are enough, those that other commands asked for among them."""
+        from optuna.trial import TrialState
+
+        counted = (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING)
+        with exclusive(self._swept.folder / ".asking", wait=True):  # else two that count at once both ask
+            enough = len(self._study.get_trials(deepcopy=False, states=counted)) >= self._trials
+            return None if enough else self._study.ask(self._keys)
 
     def all(self) -> Sequence[Job]:
         """Return the runs of all trials that are left, chosen before the first of them has ended."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from rewarm.config.schema import SIDES
 from rewarm.errors import RewarmError
 from rewarm.points import pareto_front
-from rewarm.runs.run import read_config, read_summary
+from rewarm.runs.run import is_run, read_config, read_summary
 from rewarm.text import marked
 
 KEYS = ("start", "peak", "final")
@@ -43,7 +43,7 @@ def table(folder: Path, failed: Sequence[str] = ()) -> str:
 
 
 def _proxied(paths: Sequence[Path]) -> bool:
-    return any(read_config(path).proxied for path in paths[:1])
+    return any(is_run(path) and read_config(path).proxied for path in paths[:1])
 
 
 def pareto(folder: Path) -> str:
