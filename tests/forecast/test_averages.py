@@ -154,9 +154,9 @@ def test_averages_that_cannot_be_trusted_are_not_predicted(
     off = averages_of(replace(of, fitted=make(wrong=0.15)))
     assert off.error("line") > 0.02
     assert not off.predicts("line", trajectory("cosine", 3e-4))
-    elsewhere = scored_averages(make(elsewhere=0.1))
+    elsewhere = scored_averages(replace(of, fitted=make(elsewhere=0.1)))
     assert all(scored.alpha is None for scored in elsewhere), "lines that begin at another model"
-    assert all(scored.alpha is None for scored in scored_averages(make(stale=0.1)))
+    assert all(scored.alpha is None for scored in scored_averages(replace(of, fitted=make(stale=0.1))))
     assert "merge.json: is of another end of the run and left out; merge again" in caplog.text
     two = averages_of(replace(of, fitted=make(runs=LRS[:1])))
     assert two.held_out == {"line": [], "window": []}

@@ -22,8 +22,9 @@ from scipy.stats import norm
 
 from rewarm.config.schema import SIDES
 from rewarm.forecast.bands import LEVEL
-from rewarm.forecast.coverage import FALLEN, SLACK, fallen
+from rewarm.forecast.coverage import FALLEN, SLACK
 from rewarm.forecast.curves import Curve, Trajectory
+from rewarm.forecast.features import features
 from rewarm.forecast.fitted import Band, Study
 from rewarm.forecast.history import Array
 from rewarm.forecast.judge import POOR_FINAL
@@ -50,8 +51,15 @@ class Scored:
     losses: dict[str, float]
     alpha: float | None
     """How far it lies from start to end; None for an average over the last part of the run."""
-    counts: Array
-    """With which weight each update counts in it."""
+    place: Array
+    """What its bend or its share depends on, (3,)."""
+    scale: dict[str, float]
+    """What a bend of 1, or a share of 1, would lower its losses by, in nats."""
+
+    def without(self, side: str) -> float:
+        """Return the loss where it lies on a straight line, or for one over a last part, the end's."""
+        start, end = (float(self.curve.losses[side][1][i]) for i in (0, -1))
+        return end if self.alpha is None else (1 - self.alpha) * start + self.alpha * end
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,47 @@ class Missed:
 
 
 @dataclass(frozen=True)
+class Known:
+    """Bends of lines, or shares of what the law gives: their logs, and the places where they were measured."""
+
+    places: Array
+    logs: Array
+
+    @classmethod
+    def of(cls, seen: Sequence[Scored]) -> Known:
+        """Return what averages of a kind tell. All at one place, as those on one line are, tell it together."""
+        groups: dict[bytes, list[Scored]] = {}
+        for scored in seen:
+            groups.setdefault(scored.place.tobytes(), []).append(scored)
+        logs = []
+        for group in groups.values():
+            scale = np.array([s.scale[side] for s in group for side in SIDES])
+            found = np.array([s.without(side) - s.losses[side] for s in group for side in SIDES])
+            logs.append(math.log(max(float(scale @ found / (scale @ scale)), LEAST)))
+        return cls(np.stack([group[0].place for group in groups.values()]), np.array(logs))
+
+    def encloses(self, place: Array) -> bool:
+        """Return whether a place lies among those measured: by the LR's area, and by how far it fell."""
+        areas, ends = self.places[:, 0], np.exp(self.places[:, 1])
+        within = areas.min() - math.log(SLACK) <= place[0] <= areas.max() + math.log(SLACK)
+        return bool(within and ends.min() - FALLEN <= math.exp(place[1]) <= ends.max() + FALLEN)
+
+    def at(self, place: Array) -> float:
+        """Return the bend or the share at a place, (3,).
+
+        The posterior mean of a Gaussian process over the logs, with a squared exponential kernel.
+        """
+
+        def kernel(a: Array) -> Array:
+            covariance: Array = SPREAD**2 * np.exp(-0.5 * (((a[..., None, :] - self.places) / WIDTHS) ** 2).sum(-1))
+            return covariance
+
+        around = kernel(self.places) + NOISE**2 * np.eye(len(self.places))
+        mean = self.logs.mean()
+        return math.exp(mean + kernel(place) @ solve(around, self.logs - mean, assume_a="pos"))
+
+
+@dataclass(frozen=True)
 class Averages:
     """Predicts averages, each kind as far as it was seen and can be trusted."""
 
@@ -91,7 +140,20 @@ class Averages:
 
     def predicts(self, kind: str, trajectory: Trajectory) -> bool:
         """Return whether a kind was seen often enough, missed by little enough, and around such a training."""
-        return self.error(kind) <= POOR_FINAL and not _beyond(trajectory, self.scored[kind])
+        return self.error(kind) <= POOR_FINAL and self.known[kind].encloses(_place(trajectory))
+
+
+def _place(trajectory: Trajectory, counts: Array | None = None) -> Array:
+    """Return what bends depend on, or where updates have `counts` in an average over a last part, what shares do."""
+    lr = trajectory.lr
+    area, last = lr.sum() * trajectory.tokens_per_step, lr[-1] / lr.max()
+    return np.log([area, last + 1e-3, 1e-3 + (0.0 if counts is None else 1 - counts.mean())])
+
+
+def _gains(study: Study, trajectory: Trajectory, counts: Array, ends: Mapping[str, float]) -> dict[str, float]:
+    """Return what the law says that a virtual schedule gains over the LR itself, which it ends so with, in nats."""
+    points = features(replace(trajectory, lr=trajectory.lr * counts), np.array([len(trajectory.lr)]), study.units)
+    return {s: max(ends[s] - float(study.sides[s].fit.predict_moves(points)[0][0]), LEAST) for s in SIDES}
 
 
 def _counts(row: Row, curve: Curve) -> Array | None:
@@ -107,18 +169,32 @@ def _counts(row: Row, curve: Curve) -> Array | None:
     return counts
 
 
-def _of(merged: Merged, curve: Curve) -> Iterable[Scored]:
-    ones = np.ones(len(curve.trajectory.lr))
+def _of(study: Study, merged: Merged, curve: Curve) -> Iterable[Scored]:
+    t = curve.trajectory
     # A line may begin at another model than the run did.
-    first = merged.rows[0].losses
-    for row in merged.rows:
-        if row.is_end:
-            continue
+    starts = [float(curve.losses[side][1][0]) for side in SIDES]
+    begins = all(abs(a - b) < SAME for a, b in zip(merged.rows[0].losses, starts, strict=True))
+    for row in (row for row in merged.rows if not row.is_end):
         losses = dict(zip(SIDES, row.losses, strict=True))
-        counts = _counts(row, curve) if row.alpha is None else row.alpha * ones
-        begins = all(abs(loss - curve.losses[side][1][0]) < SAME for loss, side in zip(first, SIDES, strict=True))
-        if counts is not None and (row.alpha is None or begins):
-            yield Scored(curve, row.label, losses, row.alpha, counts)
+        if row.alpha is not None and begins:
+            scale = dict.fromkeys(SIDES, row.alpha * (1 - row.alpha))
+            yield Scored(curve, row.label, losses, row.alpha, _place(t), scale)
+        elif row.alpha is None and (counts := _counts(row, curve)) is not None:
+            points = np.array([len(t.lr)])
+            ends = {side: float(study.sides[side].predict(t, points).loss[0]) for side in SIDES}
+            scale = _gains(study, t, counts, ends)
+            yield Scored(curve, row.label, losses, None, _place(t, counts), scale)
+
+
+def scored_averages(study: Study) -> list[Scored]:
+    """Return the averages that were scored for finished runs, of start and end or over the last part."""
+    return [
+        scored
+        for curve in study.fitted
+        if curve.path is not None and curve.finished and set(SIDES) <= curve.losses.keys()
+        for merged in read_merged(curve.path, curve.name, _end(curve))
+        for scored in _of(study, merged, curve)
+    ]
 
 
 def _end(curve: Curve) -> Losses:
@@ -126,109 +202,22 @@ def _end(curve: Curve) -> Losses:
     return up, down
 
 
-def scored_averages(curves: Sequence[Curve]) -> list[Scored]:
-    """Return the averages that were scored for finished runs, of start and end or over the last part."""
-    return [
-        scored
-        for curve in curves
-        if curve.path is not None and curve.finished and set(SIDES) <= curve.losses.keys()
-        for merged in read_merged(curve.path, curve.name, _end(curve))
-        for scored in _of(merged, curve)
-    ]
-
-
-def _beyond(trajectory: Trajectory, seen: Sequence[Scored]) -> bool:
-    lrs = [(s.curve.trajectory.lr, s.curve.trajectory.tokens_per_step) for s in seen]
-    areas, falls = [lr.sum() * tokens for lr, tokens in lrs], [fallen(lr) for lr, _ in lrs]
-    area, fall = trajectory.lr.sum() * trajectory.tokens_per_step, fallen(trajectory.lr)
-    inside = min(areas) / SLACK <= area <= max(areas) * SLACK
-    return not (inside and min(falls) - FALLEN <= fall <= max(falls) + FALLEN)
-
-
-def _place(trajectory: Trajectory, counts: Array) -> Array:
-    """Return what bends and shares depend on."""
-    lr = trajectory.lr
-    area, last = lr.sum() * trajectory.tokens_per_step, lr[-1] / lr.max()
-    return np.log([area, last + 1e-3, 1 + 1e-3 - counts.mean()])
-
-
-@dataclass(frozen=True)
-class Known:
-    """Bends of lines, or shares of what the law gives: their logs, and the places where they were measured."""
-
-    places: Array
-    logs: Array
-
-    @classmethod
-    def of(cls, study: Study, kind: str, seen: Sequence[Scored]) -> Known:
-        """Return what averages of a kind tell."""
-        places, logs = [], []
-        groups = [[s] for s in seen]
-        if kind == "line":  # one bend for each run
-            groups = [[s for s in seen if s.curve.name == name] for name in dict.fromkeys(s.curve.name for s in seen)]
-        for group in groups:
-            of_law = np.array([_scale(study, kind, s, side) for s in group for side in SIDES])
-            found = np.array([_without(s, side) - s.losses[side] for s in group for side in SIDES])
-            places.append(_place(group[0].curve.trajectory, group[0].counts if kind == "window" else np.ones(1)))
-            logs.append(math.log(max(float(of_law @ found / (of_law @ of_law)), LEAST)))
-        return cls(np.stack(places), np.array(logs))
-
-    def at(self, here: Array) -> float:
-        """Return the bend or the share at a place, (3,).
-
-        The posterior mean of a Gaussian process over the logs, with a squared exponential kernel.
-        """
-
-        def kernel(a: Array) -> Array:
-            covariance: Array = SPREAD**2 * np.exp(-0.5 * (((a[..., None, :] - self.places) / WIDTHS) ** 2).sum(-1))
-            return covariance
-
-        around = kernel(self.places) + NOISE**2 * np.eye(len(self.places))
-        mean = self.logs.mean()
-        return math.exp(mean + kernel(here) @ solve(around, self.logs - mean, assume_a="pos"))
-
-
-def _without(scored: Scored, side: str) -> float:
-    """Return the loss where an average lies on a straight line, or for one over a last part, the end's."""
-    start, end = (float(scored.curve.losses[side][1][i]) for i in (0, -1))
-    return end if scored.alpha is None else (1 - scored.alpha) * start + scored.alpha * end
-
-
-def _scale(study: Study, kind: str, scored: Scored, side: str) -> float:
-    """Return what a bend of 1, or a share of 1, lowers the loss of an average by, in nats."""
-    if kind == "line":
-        assert scored.alpha is not None
-        return scored.alpha * (1 - scored.alpha)
-    return _gain(study, scored.curve.trajectory, scored.counts, side)
-
-
-def _gain(study: Study, trajectory: Trajectory, counts: Array, side: str) -> float:
-    """Return what the law says that a virtual schedule gains over the LR itself, in nats."""
-    steps = np.array([len(trajectory.lr)])
-    virtual = replace(trajectory, lr=trajectory.lr * counts)
-    own, other = (study.sides[side].predict(t, steps).loss[0] for t in (trajectory, virtual))
-    return max(float(own - other), LEAST)
-
-
 def averages_of(study: Study) -> Averages:
     """Return what was seen of averages, each kind held out arm by arm."""
-    scored = scored_averages(study.fitted) if set(SIDES) <= study.sides.keys() else []
+    scored = scored_averages(study) if set(SIDES) <= study.sides.keys() else []
     kinds = {"line": [s for s in scored if s.alpha is not None], "window": [s for s in scored if s.alpha is None]}
-    known = {kind: Known.of(study, kind, found) for kind, found in kinds.items() if found}
-    return Averages(kinds, known, {kind: list(_held_out(study, kind, found)) for kind, found in kinds.items()})
+    known = {kind: Known.of(found) for kind, found in kinds.items() if found}
+    return Averages(kinds, known, {kind: list(_held_out(found)) for kind, found in kinds.items()})
 
 
-def _held_out(study: Study, kind: str, found: Sequence[Scored]) -> Iterable[Missed]:
+def _held_out(found: Sequence[Scored]) -> Iterable[Missed]:
     arms = dict.fromkeys(s.curve.arm for s in found)
     for arm in arms if len(arms) >= FEWEST else ():
-        rest = [s for s in found if s.curve.arm != arm]
-        known = Known.of(study, kind, rest)
+        known = Known.of([s for s in found if s.curve.arm != arm])
         for one in (s for s in found if s.curve.arm == arm):
-            trajectory = one.curve.trajectory
-            number = known.at(_place(trajectory, one.counts if kind == "window" else np.ones(1)))
+            number, beyond = known.at(one.place), not known.encloses(one.place)
             for side in SIDES:
-                predicted = _without(one, side) - number * _scale(study, kind, one, side)
-                beyond = _beyond(trajectory, rest)
+                predicted = one.without(side) - number * one.scale[side]
                 yield Missed(one.curve.name, one.label, side, one.losses[side], predicted, beyond)
 
 
@@ -249,16 +238,18 @@ def predicted(
     """
     found = {}
     if averages.predicts("line", trajectory):
-        bend, error = averages.known["line"].at(_place(trajectory, np.ones(1))), averages.error("line")
+        bend, error = averages.known["line"].at(_place(trajectory)), averages.error("line")
         for a in ALPHAS:
-            below = bend * a * (1 - a)
-            found[f"alpha={a:g}"] = {s: _moved(end[s], start[s], a, below, error) for s in SIDES}
+            found[f"alpha={a:g}"] = {s: _moved(end[s], start[s], a, bend * a * (1 - a), error) for s in SIDES}
     if averages.predicts("window", trajectory):
+        ends, error = {side: float(band.loss[-1]) for side, band in end.items()}, averages.error("window")
         for window in WINDOWS:
-            counts, error = last_part(len(trajectory.lr), window), averages.error("window")
-            share = averages.known["window"].at(_place(trajectory, counts))
-            gains = {s: share * _gain(study, trajectory, counts, s) for s in SIDES}
-            found[f"linear {window:g}"] = {s: _moved(end[s], start[s], 1.0, gains[s], error) for s in SIDES}
+            counts = last_part(len(trajectory.lr), window)
+            share, gains = (
+                averages.known["window"].at(_place(trajectory, counts)),
+                _gains(study, trajectory, counts, ends),
+            )
+            found[f"linear {window:g}"] = {s: _moved(end[s], start[s], 1.0, share * gains[s], error) for s in SIDES}
     return found
 
 
