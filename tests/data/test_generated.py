@@ -23,7 +23,7 @@ from rewarm.data.layout import shard_path
 from rewarm.data.tokenizers import load_tokenizer
 from rewarm.errors import DataError, RewarmError, UserError
 from rewarm.model.generation import StartModel
-from rewarm.model.init import resolve_init
+from rewarm.model.init import pin, resolve_init
 from rewarm.runs.run import open_run
 from rewarm.training.run import run as train
 from tests.conftest import make_config
@@ -117,16 +117,16 @@ def test_prompts_begin_texts_by_turns_and_are_checked(tmp_path: Path) -> None:
 
 
 def test_the_model_writes_the_same_again_and_a_shorter_prompt_is_not_touched_by_its_padding() -> None:
-    init, device = resolve_init("builtin"), torch.device("cpu")
+    start, device = pin(resolve_init("builtin")), torch.device("cpu")
     surely = GenerateConfig(temperature=1e-3)  # the likeliest token each time
     short, long = (ids.astype(np.int64) for ids in TOKENIZER.encode(["The", "def __init__(self, name):\n    self"]))
-    author = StartModel(lambda: init, surely, TOKENIZER, device)
+    author = StartModel(start, surely, TOKENIZER, device)
     both = author.write([short, long], 24, seed=0)
     alone = author.write([short], len(both[0]), seed=5)
     assert both[0].tolist() == alone[0].tolist()
     assert both[0][: len(short)].tolist() == short.tolist()
     assert both[1][: len(long)].tolist() == long.tolist()
-    drawn = StartModel(lambda: init, GenerateConfig(), TOKENIZER, device)
+    drawn = StartModel(start, GenerateConfig(), TOKENIZER, device)
     state = torch.get_rng_state()
     first = [ids.tolist() for ids in drawn.write([EMPTY] * 3, 12, seed=1)]
     assert first == [ids.tolist() for ids in drawn.write([EMPTY] * 3, 12, seed=1)]

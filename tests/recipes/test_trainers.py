@@ -116,6 +116,8 @@ def test_the_command_takes_overrides_a_run_or_a_forecast(tmp_path: Path, capsys:
     recipe([str(advice), "to=torchtitan", f"output={tmp_path / 'job.toml'}"])
     assert "lr = 0.001" in (tmp_path / "job.toml").read_text()
     assert capsys.readouterr().err == ""
+    recipe([*SIZE, "replay=0.1", "replay_source=texts.jsonl", "to=json"])
+    assert "texts.jsonl" in capsys.readouterr().out
     chosen = {"overrides": "schedule=wsd max_lr=1e-3", "average": "alpha=0.7"}
     advice.write_text(json.dumps({"recommendation": {"chosen": chosen}}))
     recipe([str(advice), "to=json"])

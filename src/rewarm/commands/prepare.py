@@ -21,13 +21,13 @@ def prepare(arguments: Sequence[str]) -> None:
     config, plan = asked.config, asked.plan
     tokenizer = load_tokenizer(config.data.tokenizer)
     author = None
-    if writes_first(config):
+    if writes_first(config):  # else torch is not needed
         from rewarm.model.generation import StartModel
-        from rewarm.model.init import resolve_init
+        from rewarm.model.init import pin, resolve_init
         from rewarm.training.precision import resolve_device
 
-        init = resolve_init(config.init)
-        author = StartModel(lambda: init, config.generate, tokenizer, resolve_device(config.device))
+        start = pin(resolve_init(config.init))
+        author = StartModel(start, config.generate, tokenizer, resolve_device(config.device))
     training = open_training(config, plan, tokenizer, author=author)
     validation = open_validation(config, tokenizer)
     check_domain_fields(config, validation)

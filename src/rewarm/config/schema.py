@@ -161,14 +161,16 @@ class DataConfig:
     """Records that cannot be used (malformed, without text) are passed over up to this share of all."""
     patience: Seconds = 300.0
     """Seconds for which a hub that fails while it is read is asked again."""
-
     proxy: SourceConfig = field(default_factory=SourceConfig)
     """General text that stands in for old data: to measure by, and to replay."""
 
     def source(self, side: str) -> SourceConfig:
         """Return the source of a side."""
-        asked = self.upstream if side == "upstream" else self.downstream
-        return self.proxy if asked.kind == "proxy" else asked
+        return self.behind(self.upstream if side == "upstream" else self.downstream)
+
+    def behind(self, source: SourceConfig) -> SourceConfig:
+        """Return the source that a word stands for: that of `proxy`, or itself."""
+        return self.proxy if source.kind == "proxy" else source
 
 
 @dataclass(frozen=True)
@@ -365,9 +367,9 @@ class Config:
 
     def source(self, side: str) -> SourceConfig:
         """Return the source of a side, or of what is replayed (`replay`)."""
-        if side != "replay" or self.replay_source is None:
-            return self.data.source("downstream" if side == "downstream" else "upstream")
-        return self.data.proxy if self.replay_source.kind == "proxy" else self.replay_source
+        if side == "replay":
+            return self.data.behind(self.replay_source or self.data.upstream)
+        return self.data.source(side)
 
     @property
     def proxied(self) -> bool:

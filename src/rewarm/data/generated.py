@@ -11,7 +11,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -164,9 +164,23 @@ class GeneratedSource:
             )
 
 
-def written(row: TokenRow, author: Author | None) -> dict[str, float]:
-    """Return the tokens of a store that an author filled, its texts kept and left out, and its seconds here."""
-    assert isinstance(row, TokenStore)
-    cursor = (row.shards[-1].cursor if row.shards else None) or {}
-    counts = {name: cursor[name] for name in COUNTED if name in cursor}
-    return {"tokens": row.n_tokens, **counts, "seconds": round(author.seconds, 1) if author else 0.0}
+@dataclass(frozen=True)
+class Written:
+    """What an author writes into a store before training begins."""
+
+    row: TokenRow
+    tokens: int
+    """How many of it are read."""
+    author: Author
+
+    def wait(self) -> None:
+        """Wait until it is there, and say what there is. Raises what stopped it."""
+        self.row.ensure(self.tokens)
+        log.info("replay_source=self: %s", ", ".join(f"{n:,} {what}" for what, n in self.told().items()))
+
+    def told(self) -> dict[str, float]:
+        """Return the tokens there are, the texts kept and left out, and for how many seconds was written here."""
+        assert isinstance(self.row, TokenStore)
+        cursor = (self.row.shards[-1].cursor if self.row.shards else None) or {}
+        counts = {name: cursor[name] for name in COUNTED if name in cursor}
+        return {"tokens": self.row.n_tokens, **counts, "seconds": round(self.author.seconds, 1)}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rewarm.config.plan import Plan
 from rewarm.config.schema import SIDES, Config
 from rewarm.data.batches import Batches, BatchSpec
 from rewarm.data.documents import Source
-from rewarm.data.generated import SHARD_TOKENS, Author, GeneratedSource, written
+from rewarm.data.generated import SHARD_TOKENS, Author, GeneratedSource, Written
 from rewarm.data.indexed import IndexedTokens
 from rewarm.data.layout import StoreSpec, store_folder
 from rewarm.data.producer import fill_store
-from rewarm.data.sources import Builtin, Indexed, Written, make_source, origin
+from rewarm.data.sources import Builtin, ByItself, Indexed, make_source, origin
 from rewarm.data.store import FilledElsewhere, TokenRow, TokenStore
 from rewarm.data.streams import RecordSource
 from rewarm.data.tokenizers import Tokenizer
@@ -33,21 +33,13 @@ class RunData:
     upstream: ValidationSet
     downstream: ValidationSet
     fingerprint: dict[str, str]
-    ahead: Mapping[str, int] = field(default_factory=dict)
-    """How much of which training store must be there before training begins."""
-    training: Mapping[str, TokenRow] = field(default_factory=dict)
-    author: Author | None = None
+    written: Written | None = None
+    """What the start model writes for replay, if it does: it must be there before training begins."""
 
     def wait(self) -> None:
         """Wait for what must be there before training begins. Raises what stopped it."""
-        for side, tokens in self.ahead.items():
-            self.training[side].ensure(tokens)
-            log.info("replay_source=self: %s", ", ".join(f"{n:,} {what}" for what, n in self.written.items()))
-
-    @property
-    def written(self) -> dict[str, float]:
-        """Return how much the start model wrote for replay, what was left out, and for how long; empty if nothing."""
-        return written(self.training["replay"], self.author) if self.ahead else {}
+        if self.written is not None:
+            self.written.wait()
 
     @property
     def validation(self) -> dict[str, ValidationSet]:
@@ -75,7 +67,7 @@ def _open(
     documents: Source
     if isinstance(place, Indexed):
         return IndexedTokens(place.key, place.index, tokenizer, place.first, place.last)
-    if isinstance(place, Written):
+    if isinstance(place, ByItself):
         assert author is not None, "only a run of the start model can have it write"
         length = config.generate.length or config.train.context
         documents = GeneratedSource(author, config.generate, length, tokenizer)
@@ -120,7 +112,7 @@ def check_domain_fields(config: Config, sets: Mapping[str, ValidationSet]) -> No
         side_config = config.source(side)
         place = origin(side_config, side, "validation")
         asked = side_config.domain_field or config.data.domain_field
-        if data.domains != ("",) or not asked or isinstance(place, Indexed | Builtin | Written):
+        if data.domains != ("",) or not asked or isinstance(place, Indexed | Builtin | ByItself):
             continue
         documents = make_source(place, side_config, config.data)
         assert isinstance(documents, RecordSource)
@@ -185,7 +177,5 @@ def open_data(
             **{f"{side} validation": found.digest for side, found in validation.items()},
             "tokenizer": tokenizer.fingerprint,
         },
-        ahead={"replay": needed_tokens(config, plan)["replay"]} if writes_first(config) else {},
-        training=training,
-        author=author,
+        written=Written(training["replay"], needed_tokens(config, plan)["replay"], author) if author else None,
     )

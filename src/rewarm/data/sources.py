@@ -57,11 +57,11 @@ class Indexed:
 
 
 @dataclass(frozen=True)
-class Written:
+class ByItself:
     """What the start model writes."""
 
 
-Origin = Builtin | Files | HubSplit | Indexed | Written
+Origin = Builtin | Files | HubSplit | Indexed | ByItself
 
 
 def origin(config: SourceConfig, side: str, split: str) -> Origin:
@@ -73,7 +73,7 @@ def origin(config: SourceConfig, side: str, split: str) -> Origin:
     """
     key, part = key_of(side), Part(split, config.validation_share)
     if config.kind == "self":
-        return Written()
+        return ByItself()
     own = bool(config.validation_id or config.validation_path)
     if own and split == "validation":
         return _held_out(config, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,36 +13,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from rewarm.config.schema import GenerateConfig
+from rewarm.config.schema import Config, GenerateConfig
+from rewarm.data.prepare import writes_first
 from rewarm.data.tokenizers import Tokenizer
 from rewarm.errors import UserError
-from rewarm.model.init import Init, pin
+from rewarm.model.init import resolve_pinned
 from rewarm.model.weights import check_fits, load_writer
+from rewarm.runs.manifest import Pinned
 
 Ids = NDArray[np.int64]
 
 
 class StartModel:
-    """The model of an `init`, loaded when it first writes. Each text begins behind an end-of-text token.
+    """The model that a run starts from, loaded when it first writes. Each text begins behind an end-of-text token.
 
     On a GPU its weights are BF16: it draws from its predictions, which need no more.
     """
 
-    def __init__(
-        self, init: Callable[[], Init], config: GenerateConfig, tokenizer: Tokenizer, device: torch.device
-    ) -> None:
-        self._init, self._config, self._tokenizer, self._device = init, config, tokenizer, device
+    def __init__(self, start: Pinned, config: GenerateConfig, tokenizer: Tokenizer, device: torch.device) -> None:
+        self._start, self._config, self._tokenizer, self._device = start, config, tokenizer, device
         self._loaded: Any = None
         self.seconds = 0.0
         """For which it has written so far."""
 
     def identity(self) -> str:
         """Return what tells its weights from others."""
-        return pin(self._init()).identity or "random"
+        assert self._start.identity is not None, "random weights are refused, and older runs had no self-replay"
+        return self._start.identity
+
+    @classmethod
+    def of(
+        cls, config: Config, start: Pinned | None, tokenizer: Tokenizer, device: torch.device
+    ) -> StartModel | None:
+        """Return the model that the run of a config started from, where it writes what is replayed; else None."""
+        if not writes_first(config):
+            return None
+        assert start is not None, "runs pin their start since before there was self-replay"
+        return cls(start, config.generate, tokenizer, device)
 
     def _model(self, length: int) -> Any:  # noqa: ANN401 - transformers' models are untyped
         if self._loaded is None:
-            self._loaded = load_writer(self._init(), self._device)
+            self._loaded = load_writer(resolve_pinned(self._start), self._device)
             check_fits(self._loaded, length, self._tokenizer, key="generate.length")
         return self._loaded
 

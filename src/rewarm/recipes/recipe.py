@@ -74,7 +74,7 @@ class Recipe:
 
 def _name(config: Config, side: str) -> str:
     """Return the data of a side as a user would name it to another trainer."""
-    given = config.data.source(side)
+    given = config.source(side)
     return given.path or (f"{given.id}@{given.revision}" if given.id else f"{config.data.name}-{side}")
 
 
@@ -82,7 +82,7 @@ def recipe_of(config: Config) -> Recipe:
     """Return the recipe of a config."""
     plan = make_plan(config)
     side = config.data.train
-    replayed = None if config.replay == 0 or side == "upstream" else _name(config, "upstream")
+    replayed = None if config.replay == 0 or side == "upstream" else _name(config, config.replayed)
     return Recipe(
         spec=plan.schedule,
         steps=plan.steps,

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from rewarm.config.plan import Plan, end_of, make_plan
+from rewarm.config.plan import end_of, make_plan
 from rewarm.config.schema import SIDES, Config
-from rewarm.data.prepare import RunData, check_domain_fields, open_data, writes_first
-from rewarm.data.tokenizers import Tokenizer, load_tokenizer
+from rewarm.data.prepare import check_domain_fields, open_data
+from rewarm.data.tokenizers import load_tokenizer
 from rewarm.errors import UserError
 from rewarm.model.generation import StartModel
 from rewarm.model.init import Init, pin, resolve_init, resolve_pinned
@@ -64,20 +64,6 @@ from rewarm.training.signals import StopRequest
 log = logging.getLogger(__name__)
 
 
-def _open(
-    config: Config, plan: Plan, begun: Manifest, start: Pinned | None, tokenizer: Tokenizer, device: torch.device
-) -> RunData:
-    """Return what the run reads; the first process fills its stores, the start model where it is to write."""
-    author = None
-    if writes_first(config):
-        assert start is not None, "only versions without self-replay did not pin it"
-        author = StartModel(lambda: resolve_pinned(start), config.generate, tokenizer, device)
-    data = open_data(config, plan, tokenizer, fills=world.is_first(), author=author)
-    if begun.id is None:  # a run that was begun with a field that nobody has can go on
-        check_domain_fields(config, data.validation)
-    return data
-
-
 def _manifest(begun: Manifest, pinned: Pinned | None, loop: Loop, chosen: Chosen) -> Manifest:
     """Return the manifest of a run that begins, or goes on from the one that was `begun`."""
     return Manifest(
@@ -91,7 +77,7 @@ def _manifest(begun: Manifest, pinned: Pinned | None, loop: Loop, chosen: Chosen
         changes=begun.changes,
         started=begun.started or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         other=begun.other
-        | ({"self_replay": loop.data.written} if loop.data.written and begun.id is None else {})
+        | ({"self_replay": loop.data.written.told()} if loop.data.written and begun.id is None else {})
         | {
             "python": platform.python_version(),
             "machine": platform.platform(),
@@ -176,7 +162,15 @@ def _train(config: Config, folder: RunFolder, device: torch.device, saved: Path 
     with collectives.main_process_first():
         init = resolve_pinned(pinned) if pinned and not saved else Init(str(saved), saved, whole=True)
         tokenizer = load_tokenizer(config.data.tokenizer)
-        data = _open(config, plan, begun, pinned, tokenizer, device)
+        data = open_data(
+            config,
+            plan,
+            tokenizer,
+            fills=world.is_first(),
+            author=StartModel.of(config, pinned, tokenizer, device),
+        )
+        if begun.id is None:  # a run that was begun with a field that nobody has can go on
+            check_domain_fields(config, data.validation)
     data.wait()  # for the start model, which then gives back its memory
     check_same_data(begun.data, data.fingerprint, folder)
     precision = choose_precision(config, begun.chosen, device)
