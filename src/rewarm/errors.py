@@ -11,6 +11,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """The signals that ask a run to save and leave: people and schedulers send them."""
+LEFT = 128 + signal.SIGTERM
+"""Exit code of a run that was asked to leave by SIGTERM."""
 
 
 class RewarmError(Exception):

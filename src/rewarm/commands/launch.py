@@ -18,7 +18,7 @@ from typing import Protocol
 
 from rewarm.commands.board import Board, board
 from rewarm.config.sweep_schema import SweepConfig
-from rewarm.errors import SIGNALS, RewarmError
+from rewarm.errors import LEFT, SIGNALS, RewarmError
 
 FOLLOWS = "REWARM_SWEEP"
 """Set in the environment of a run that a sweep has started: it saves and leaves when that one is gone."""
@@ -56,6 +56,10 @@ class Source(Protocol):
 
     def all(self) -> Sequence[Job]:
         """Return all runs to start, whether they wait for others or not."""
+        ...
+
+    def to_leave(self) -> Sequence[str]:
+        """Return the names of runs that are not worth their time any more. Asked every second or so."""
         ...
 
     def done(self, job: Job, code: int) -> None:
@@ -140,7 +144,7 @@ def here(source: Source, options: SweepConfig, verb: str = "train") -> Ended:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = options.jobs or cores
     threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
-    running, errors, failed = _Running(), [], []
+    running, errors, failed, left = _Running(), [], [], set[str]()
     futures: dict[Future[tuple[int, str]], Job] = {}
     with running.listening(), board() as shown, ThreadPoolExecutor(jobs) as pool:
         while True:
@@ -154,6 +158,9 @@ def here(source: Source, options: SweepConfig, verb: str = "train") -> Ended:
                 futures[pool.submit(_listen, job, process, shown, prints=verb != "train")] = job
             if not futures:
                 break
+            for name in running.processes.keys() & (set(source.to_leave()) - left):
+                left.add(name)
+                running.processes[name].terminate()  # it saves and leaves, with LEFT
             ended, _ = wait(futures, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in ended:
                 job = futures.pop(future)
@@ -162,7 +169,7 @@ def here(source: Source, options: SweepConfig, verb: str = "train") -> Ended:
                 code = code if code >= 0 else 128 - code
                 shown.ends(job.name, code)
                 source.done(job, code)
-                if code:
+                if code and not (code == LEFT and job.name in left):
                     errors.append(RewarmError(said or f"{job.name}: ended with exit code {code}", code))
                     failed.append(job.name)
             shown.refresh()

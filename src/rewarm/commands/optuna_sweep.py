@@ -107,6 +107,10 @@ class Study(Source):
         """Return the runs of all trials that are left, chosen before the first of them has ended."""
         return list(iter(self.next, None))
 
+    def to_leave(self) -> Sequence[str]:
+        """Return no run: each is an answer only at its end."""
+        return ()
+
     def done(self, ended: Job, code: int) -> None:
         """Tell the study what a run came to. One that diverged is an answer too; one that was stopped is none."""
         from optuna.trial import TrialState

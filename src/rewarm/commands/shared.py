@@ -70,12 +70,19 @@ def _forked(arm: Arm, first: Arm | None, begins: Begins | None, saves: list[int]
     return replace(arm, arguments=(*arm.arguments, *words), begins=begins, config=replace(arm.config, fork=fork))
 
 
-def left_of(arms: Sequence[Arm], *, shares: bool) -> list[Arm]:
-    """Return the arms that are not finished, in the order in which they are to be trained."""
+def left_of(arms: Sequence[Arm], *, shares: bool, leaves: bool = False) -> list[Arm]:
+    """Return the arms that are not finished, in the order in which they are to be trained.
+
+    Nor are those among them, where arms are left early, that were left already.
+    """
     made = [arm for arm in arms if finished(arm)]
     for arm in made:
         log.info("%s: is finished already; nothing to do", arm.name)
     left = [arm for arm in arms if arm not in made]
+    for arm in list(left) if leaves else ():
+        if is_run(arm.folder) and (stopped := open_run(arm.folder).stopped):
+            log.info("%s: %s; sweep.stop=none goes on with it", arm.name, stopped)
+            left.remove(arm)
     return share(left, made) if shares else left
 
 
@@ -118,6 +125,10 @@ class Arms(Source):
         if begins.name in self._ended:
             log.warning("%s: %s, as which it begins, did not get to step %d", arm.name, begins.name, begins.step)
         return begins.name in self._ended
+
+    def to_leave(self) -> Sequence[str]:
+        """Return no arm: each is run to its end."""
+        return ()
 
     def done(self, ended: Job, code: int) -> None:  # noqa: ARG002 - what it saved is there however it ended
         """Take note that an arm has ended, and remove what was saved for others where none of them needs it now."""

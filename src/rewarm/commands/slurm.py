@@ -14,7 +14,7 @@ from rewarm.commands.board import board
 from rewarm.commands.launch import Ended, Job, Source
 from rewarm.config.shipped import conf_dir
 from rewarm.config.sweep_schema import SlurmConfig, SweepConfig
-from rewarm.errors import SIGNALS, RewarmError, UserError
+from rewarm.errors import LEFT, SIGNALS, RewarmError, UserError
 from rewarm.runs.run import read_summary
 from rewarm.storage import make_dir
 
@@ -116,7 +116,7 @@ def _await(source: Source, queued: Mapping[str, tuple[Job, str]], place: Path) -
     previous = {n: signal.signal(n, lambda n, _: came.append(n)) for n in SIGNALS}
     left = dict(queued)
     arrays = sorted({number.partition("_")[0] for _, number in queued.values()})
-    errors, failed = [], []
+    errors, failed, told = [], [], set[str]()
     try:
         with board() as shown:
             shown.note(f"SLURM's jobs {' '.join(arrays)}; what the runs say is in {place}/*.log")
@@ -128,13 +128,18 @@ def _await(source: Source, queued: Mapping[str, tuple[Job, str]], place: Path) -
                         shown.state(name, job.folder, f"{state.lower()} ({number})")
                         continue
                     del left[name]
-                    code = 0 if read_summary(job.folder) is not None else 1
+                    code = 0 if read_summary(job.folder) is not None else LEFT if name in told else 1
                     shown.ends(name, code)
                     source.done(job, code)
-                    if code:
+                    if code and name not in told:
                         log = place / f"{number.partition('_')[2]}.log"
                         errors.append(RewarmError(f"{name}: did not finish; see {log}", 1))
                         failed.append(name)
+                for name in [name for name in source.to_leave() if name in left and name not in told]:
+                    told.add(name)
+                    running = states.get(left[name][1]) == "RUNNING"
+                    # The script hands the signal on, and the run saves in its own time. A job that waits just goes.
+                    _slurm("scancel", *(("--signal=TERM", "--batch") if running else ()), left[name][1])
                 shown.refresh()
                 if left and not came:
                     time.sleep(POLL)

@@ -28,13 +28,19 @@ def sweep(verb: str, line: CommandLine) -> None:
     first = swept.first()
     trials = first.config.sweep.trials if verb == "train" else None
     arms = swept.arms() if trials is None else [first]
-    shares = first.config.sweep.share
+    shares, leaves = first.config.sweep.share, verb == "train" and first.config.sweep.stop == "forecast"
+    if leaves:
+        from rewarm.commands.leaving import Leaving, in_telling_order
+
+        arms = in_telling_order(arms)
     if line.shows:
         sys.stdout.write("".join(f"# {arm.name}\n{' '.join(arm.arguments)}\n" for arm in arms))
     elif verb == "train" and first.config.dry_run:
         from rewarm.commands.dry_run import describe_sweep
 
         sys.stdout.write(describe_sweep(share(arms) if shares else arms, trials))
+        if leaves:
+            sys.stdout.write("sweep.stop=forecast leaves arms that cannot win: these are the most\n")
     elif verb != "train":
         ended = here(Arms(arms), SweepConfig(jobs=1), verb)
         if ended.error is not None:
@@ -45,7 +51,9 @@ def sweep(verb: str, line: CommandLine) -> None:
         with closing(Study(swept, trials)) as study:
             _train(swept.folder, first.config.sweep, study)
     else:
-        _train(swept.folder, first.config.sweep, Arms(left_of(arms, shares=shares)))
+        left = left_of(arms, shares=shares, leaves=leaves)
+        options = first.config.sweep
+        _train(swept.folder, options, Leaving(left, arms, options) if leaves else Arms(left))
 
 
 def _train(folder: Path, options: SweepConfig, source: Source) -> None:

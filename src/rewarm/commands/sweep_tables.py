@@ -9,18 +9,26 @@ from pathlib import Path
 from rewarm.config.schema import SIDES
 from rewarm.errors import RewarmError
 from rewarm.points import pareto_front
-from rewarm.runs.run import is_run, read_config, read_summary
+from rewarm.runs.run import is_run, open_run, read_config, read_summary
+from rewarm.runs.stopped import Stopped
 from rewarm.text import marked
 
 KEYS = ("start", "peak", "final")
 
 
 def finished_runs(folder: Path, failed: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
-    """Return the runs of a sweep that have finished, and the names of those that have not, `failed` ones too."""
+    """Return the runs of a sweep that have finished, and the names of those that did not, `failed` ones too.
+
+    Runs that their sweep left early are among neither.
+    """
     found = sorted(path for path in folder.glob("*seed=*") if path.is_dir() and not path.name.startswith("."))
     done = [path for path in found if read_summary(path) is not None]
-    names = {path.name for path in found} - {path.name for path in done} | set(failed)
+    names = {path.name for path in found if path not in done and not _left(path)} | set(failed)
     return done, sorted(names)
+
+
+def _left(path: Path) -> Stopped | None:
+    return open_run(path).stopped if is_run(path) else None
 
 
 def table(folder: Path, failed: Sequence[str] = ()) -> str:
@@ -38,6 +46,8 @@ def table(folder: Path, failed: Sequence[str] = ()) -> str:
         )
         lines.append(f"{path.name:<{width}}{'  '.join(cells)}")
     lines += [f"{name:<{width}}  did not finish" for name in undone]
+    left = {path.name: why for path in sorted(folder.glob("*seed=*")) if path.is_dir() and (why := _left(path))}
+    lines += [f"{name:<{width}}  {why}" for name, why in left.items()]
     lines.append(f"next: rewarm report {shlex.quote(str(folder))}")
     return marked("\n".join(lines) + "\n", proxy=_proxied(done))
 

@@ -45,6 +45,22 @@ def check(config: Config) -> Config:
         c.anchor.kl == 0 or c.init != "scratch",
         f"anchor.kl={c.anchor.kl:g}: there is nothing to stay near to with init=scratch; leave one of them out",
     )
+    goal = {"weights": c.sweep.weights, "max_forgetting": c.sweep.max_forgetting}
+    for key, given in goal.items():
+        _require(
+            given is None or c.sweep.stop == "forecast",
+            f"sweep.{key}={given}: has no effect without sweep.stop=forecast; leave it out",
+        )
+    _require(
+        c.sweep.weights is None or (len(c.sweep.weights) == 2 and sum(c.sweep.weights) > 0),
+        f"sweep.weights={c.sweep.weights}: takes two numbers, upstream's and downstream's, not both 0; "
+        f"for example sweep.weights=[1,1]",
+    )
+    _require(
+        c.sweep.stop == "none" or c.sweep.trials is None,
+        f"sweep.stop={c.sweep.stop}: does not go with sweep.trials={c.sweep.trials}, where every end counts; "
+        f"leave one of them out",
+    )
     _require(
         c.average.device == "model" or c.train.parallel == "ddp",
         f"average.device=host: does not go with train.parallel={c.train.parallel}; leave one of them out",

@@ -78,6 +78,12 @@ class SweepConfig:
     """Runs at once; not given, one for each CPU core here, and all that SLURM lets run there."""
     share: bool = True
     """Train what several runs begin with once; each is the run that it would be alone, to the last bit."""
+    stop: Annotated[str, Choice("none", "forecast")] = "none"
+    """Which arms are left early: forecast leaves those that cannot win any more, by what all have shown."""
+    weights: list[Annotated[float, Within(0.0, 1e6)]] | None = None
+    """With stop=forecast, the weights of upstream and downstream loss in what wins; not given, both losses count."""
+    max_forgetting: Annotated[float, Within(0.0, 100.0)] | None = None
+    """With stop=forecast, the most that the upstream loss of what wins may rise, in nats."""
     trials: Count | None = None
     """Runs that Optuna chooses among the values, for both final losses; not given, all combinations are run."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

@@ -69,20 +69,21 @@ class Curve:
         return self.last_step >= self.planned_steps
 
 
-def curve_of(run: Run) -> Curve | None:
-    """Return the curve of a run, or None, with a line in the log, where it has too few losses."""
+def curve_of(run: Run, *, says: bool = True) -> Curve | None:
+    """Return the curve of a run, or None, with a line in the log unless `says` is false, where it has none to fit."""
     losses: dict[str, tuple[Steps, Array]] = {}
     for side in SIDES:
         steps, values = run.loss(side, against="step")
         if len(steps) >= FEWEST_POINTS:
             losses[side] = (steps.astype(np.int64), values)
+    fault = run.other_lr and f"{run.other_lr}; left out"
     if not losses:
-        log.warning("%s: left out, it has fewer than %d evaluations so far", run.path, FEWEST_POINTS)
+        fault = f"{run.path}: left out, it has fewer than {FEWEST_POINTS} evaluations so far"
+    if fault:
+        if says:
+            log.warning("%s", fault)
         return None
     config, plan = run.config, run.plan
-    if run.other_lr is not None:
-        log.warning("%s; left out", run.other_lr)
-        return None
     pretraining = pretraining_of(run)
     from_scratch = config.init == "scratch"
     start_lr = pretraining.final_lr if pretraining is not None else config.model.final_lr
@@ -107,7 +108,8 @@ def curve_of(run: Run) -> Curve | None:
 
 def _arm(config: Config) -> str:
     """Return what makes a run's numbers, the seed left out: equal for the seeds of one arm."""
-    return repr(replace(config, seed=0, run_dir="", arm=type(config.arm)(), tracker=type(config.tracker)()))
+    blank = {name: type(getattr(config, name))() for name in ("arm", "tracker", "sweep", "fork")}
+    return repr(replace(config, seed=0, run_dir="", **blank))
 
 
 def distinct_names(curves: Sequence[Curve], paths: Iterable[Path]) -> list[Curve]:

@@ -186,6 +186,13 @@ class _Problem:
         size = np.abs(self.residuals(theta))
         return float(np.where(size <= 1, 0.5 * size**2, size - 0.5).sum())
 
+    def search(self, rng: np.random.Generator) -> Array:
+        """Return the best of many random starts, the best of which were improved a little."""
+        low, high = self.log_bounds.T
+        tried = [self.start(rng.uniform(low, high)) for _ in range(N_SCREENED)]
+        followed = [self.polish(s, POLISH_EVALUATIONS) for s in sorted(tried, key=self.cost)[:N_POLISHED]]
+        return min(followed, key=lambda found: found[1])[0]
+
     def polish(self, theta: Array, evaluations: int) -> tuple[Array, float, Array]:
         """Return where `theta` leads to in so many evaluations, the cost, and the Jacobian there."""
         low, high = self.box
@@ -204,19 +211,16 @@ class _Problem:
         return found.x, float(found.cost), np.asarray(found.jac)
 
 
-def fit(form: Form, points: Points, units: Units, rng: np.random.Generator) -> Fit:
+def fit(form: Form, points: Points, units: Units, rng: np.random.Generator, near: Array | None = None) -> Fit:
     """Return the fit of a law to measured points.
 
     Minimises Huber's loss of the weighted log-loss errors. Random shapes are tried first, each with its best
-    coefficients, in which the law is linear; the full fit starts from the best of them.
+    coefficients, in which the law is linear; the full fit starts from the best of them. It starts from `near`, the
+    parameters of a fit to nearly the same points, where they are given.
     """
     law = form.bind(points.features, units)
     problem = _Problem(law, points, units)
-    low, high = problem.log_bounds.T
-    tried = [problem.start(rng.uniform(low, high)) for _ in range(N_SCREENED)]
-    followed = [problem.polish(s, POLISH_EVALUATIONS) for s in sorted(tried, key=problem.cost)[:N_POLISHED]]
-    start = min(followed, key=lambda found: found[1])[0]
-    theta, cost, jacobian = problem.polish(start, FINAL_EVALUATIONS)
+    theta, cost, jacobian = problem.polish(problem.search(rng) if near is None else near, FINAL_EVALUATIONS)
     lengths = np.linalg.norm(jacobian, axis=0)
     condition = float(np.linalg.cond(jacobian / np.where(lengths > 0, lengths, 1.0)))
     return Fit(form, units, law.terms, theta, cost, condition, problem.openness(theta))

@@ -93,7 +93,7 @@ def _noise(best: Outcome, other: Outcome) -> str:
 def _next(arms: Sequence[Arm], compared: Sequence[Outcome]) -> str:
     """Return the command that says more: what goes on, more seeds, or what else could be tried."""
     runs = [run for arm in arms for run in arm.runs]
-    unfinished = [run for run in runs if not run.finished]
+    unfinished = [run for run in runs if not run.finished and not run.stopped]
     folder = runs[0].path.parent if len(runs) > 1 else runs[0].path
     if unfinished and (command := own_command(unfinished[0])):
         return command
@@ -140,6 +140,10 @@ def answer(arms: Sequence[Arm], looks: Sequence[Look]) -> Answer:
         said.append(
             f"Stopped before the learning rate had come down, and not to be judged by this: {', '.join(early)}."
         )
-    if left := len(learning) - len(whole):
+    given_up = [arm for arm in learning if any(run.stopped for run in arm.runs)]
+    if given_up:
+        names = ", ".join(look_of[id(arm)].name for arm in given_up)
+        said.append(f"Left early by sweep.stop=forecast, as they could not win, and not compared: {names}.")
+    if left := len(learning) - len(whole) - len(given_up):
         said.append(f"Left out, as they stopped earlier or are not finished: {left} of {len(learning)} arms.")
     return Answer(question, tuple(outcomes), tuple(said), _next(arms, outcomes))

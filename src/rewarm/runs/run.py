@@ -22,11 +22,13 @@ from rewarm.runs import checkpoint
 from rewarm.runs.folder import CONFIG, MANIFEST, METRICS, SUMMARY
 from rewarm.runs.manifest import Manifest, parse_manifest
 from rewarm.runs.metrics import Metrics, Values, numbered, read_metrics
+from rewarm.runs.stopped import STOPPED, Stopped, parse_stopped
 from rewarm.runs.summary import fault_of
 from rewarm.schedules import lr_curve
 
 PUT_BACK = "put it back from a copy, or go on without this run"
 WRITTEN_AGAIN = "remove it, and the run's own command writes it again"
+DROPPED = "remove it, and the run counts as interrupted"
 SHORT = 10_000
 """Characters that libyaml can read however deeply they are nested; some 30,000 would end the process."""
 
@@ -53,6 +55,18 @@ class Run:
     def finished(self) -> bool:
         """Return whether it came to its end."""
         return self.summary is not None
+
+    @cached_property
+    def stopped(self) -> Stopped | None:
+        """Return why its sweep left it; None where it was not left, or has gone on since."""
+        values = None if self.finished else load(self.path / STOPPED, json.loads, DROPPED)
+        if values is None:
+            return None
+        try:
+            stopped = parse_stopped(values)
+        except ValueError as error:
+            raise DataError(f"{self.path / STOPPED}: is damaged ({error}); {DROPPED}") from error
+        return stopped if stopped.step == self.trained else None
 
     @property
     def seed(self) -> int:
