@@ -134,9 +134,9 @@ class Leaving(Arms):
         if not finished:
             return {}
         awaited = {arm.begins.name for arm in self._arms if arm.begins and not is_run(arm.folder)}
-        asked = {}
+        names, asked = {arm.name for arm in group} - self._ended - awaited, {}
         for arm in self._arms:
-            if arm not in group or arm.name in self._ended | awaited or arm.config.extend:
+            if arm.name not in names or arm.config.extend:
                 continue
             curve = curves.get(arm.name)
             like, own = finished[0].trajectory, planned(arm.config)

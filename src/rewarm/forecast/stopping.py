@@ -74,10 +74,11 @@ def _beaten(
     means = {side: result.finals(recipes, side) for side in SIDES}
     found = {}
     for i in np.flatnonzero(sure):
-        best = list(ended)[int(beats[:, i].mean(axis=0).argmax())]
+        often = beats[:, i].mean(axis=0)
+        best = min(np.flatnonzero(often == often.max()), key=lambda j: theirs[:, j].sum())
         losses = {side: float(np.exp(mean[i])) for side, (mean, _) in means.items()}
         errors = {side: losses[side] * float(np.sqrt(spread[i, i])) for side, (_, spread) in means.items()}
-        found[list(asked)[i]] = Reason(losses, errors, best, dict(ended[best]))
+        found[list(asked)[i]] = Reason(losses, errors, list(ended)[best], list(ended.values())[best])
     return found
 
 

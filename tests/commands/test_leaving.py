@@ -1,0 +1,199 @@
+"""`sweep.stop=forecast`: who cannot win is left early, saved, and goes on where that is asked for."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rewarm.commands.arms import Arm, Swept
+from rewarm.commands.launch import Begins, Job, here
+from rewarm.commands.leaving import Leaving, in_telling_order, planned
+from rewarm.commands.report import report
+from rewarm.commands.shared import left_of
+from rewarm.commands.sweep_tables import finished_runs, table
+from rewarm.config.command_line import parse
+from rewarm.config.plan import make_plan
+from rewarm.config.schema import SIDES
+from rewarm.config.sweep_schema import SweepConfig
+from rewarm.errors import LEFT, DataError, UserError
+from rewarm.forecast.features import features, units_of
+from rewarm.forecast.laws import form_of
+from rewarm.runs.folder import METRICS, RunFolder
+from rewarm.runs.manifest import Conditions, Manifest, Pinned
+from rewarm.runs.metrics import read_metrics
+from rewarm.runs.run import open_run
+from rewarm.runs.stopped import STOPPED
+from rewarm.runs.summary import summarize
+from tests.conftest import make_config
+from tests.forecast.synthetic import TRUTH
+from tests.training.killing import TINY
+
+OPTIONS = SweepConfig(stop="forecast", weights=[1.0, 1.0])
+WORDS = (
+    "schedule=cosine,linear",
+    "max_lr=1e-4,2e-4,4e-4,8e-4,1.6e-3,3.2e-3,6.4e-3",
+    *("budget=400k", "train.batch_size=8", "train.context=64", "evaluation.every=40", "evaluation.dense_every=40"),
+    *("sweep.stop=forecast", "sweep.weights=[1,1]"),
+)
+
+
+@functools.cache
+def arms() -> list[Arm]:
+    return in_telling_order(Swept.of(parse(["-m", *WORDS, "run_dir=sweep"])).arms())
+
+
+def placed(folder: Path) -> list[Arm]:
+    """Return the arms of a sweep in this folder."""
+    places = [(arm, folder / arm.name) for arm in arms()]
+    return [replace(arm, folder=at, config=replace(arm.config, run_dir=str(at))) for arm, at in places]
+
+
+def write(arm: Arm, share: float = 1.0) -> None:
+    """Write an arm's run as far as it has come; its losses follow a known law, with a little noise."""
+    plan, planned_ = make_plan(arm.config), planned(arm.config)
+    units = units_of([planned(a.config) for a in arms()])
+    steps = np.array([s for s in range(plan.steps + 1) if s == 0 or plan.evaluates(s)])
+    steps = steps[steps <= share * plan.steps]
+    run, rng = RunFolder(arm.folder), np.random.default_rng(len(arm.name))
+    points = features(planned_, steps, units)
+    curves = {}
+    for side in SIDES:
+        law = form_of("cpt", points, None).bind(points, units)
+        values = TRUTH[side] | TRUTH["shapes"] | {"memory": float(units.memories[4])}
+        curves[side] = law.loss(values)[0] * np.exp(0.001 * rng.standard_normal(len(steps)))
+    run.create()
+    run.write_config(arm.config)
+    run.write_manifest(Manifest(conditions=Conditions(rewarm="0"), init=Pinned(arm.config.init)))
+    lines = [
+        {"step": int(s), "tokens": int(s) * plan.tokens_per_step}
+        | ({"lr": float(planned_.lr[s - 1])} if s else {})
+        | {f"{side}/loss": float(curves[side][i]) for side in SIDES}
+        for i, s in enumerate(steps)
+    ]
+    (run.path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if share == 1:
+        run.write_summary(summarize(read_metrics(run.path / METRICS)))
+
+
+def total(arm: Arm) -> float:
+    run = open_run(arm.folder)
+    return sum(float(run.loss(side)[1][-1]) for side in SIDES)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> list[Arm]:
+    """Return 14 arms, twelve finished, one half done, one not begun; both left are far from winning."""
+    found = placed(tmp_path / "sweep")
+    for arm in found:
+        write(arm)
+    ranked = sorted(found, key=total)
+    poor = [arm for arm in ranked[3:] if arm.config.max_lr not in (1e-4, 6.4e-3)][-2:]
+    for arm in poor:
+        shutil.rmtree(arm.folder)
+    write(poor[0], 0.5)
+    return [*(arm for arm in found if arm not in poor), *poor]
+
+
+def test_who_cannot_win_is_left_and_not_begun(sweep: list[Arm], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    *_, begun, waiting = sweep
+    source = Leaving([begun, waiting], sweep, OPTIONS)
+    assert set(source.to_leave()) == {begun.name, waiting.name}
+    assert source.next() is None, "neither is begun"
+    assert f"{waiting.name}: not begun; cannot win: upstream " in caplog.text
+    source.done(begun, LEFT)
+    stopped = open_run(begun.folder).stopped
+    assert stopped is not None
+    assert stopped.step == open_run(begun.folder).trained
+    assert stopped.reason.better in {arm.name for arm in sweep[:12]}
+    better = min(map(total, sweep[:12]))
+    assert sum(stopped.reason.measured.values()) == better < sum(stopped.reason.predicted.values())
+
+    # What the table says, and what the same command does.
+    folder = begun.folder.parent
+    assert finished_runs(folder) == (sorted(arm.folder for arm in sweep[:12]), [])
+    assert f"{begun.name}" in table(folder)
+    assert f"left at step {stopped.step}; cannot win: upstream" in table(folder)
+    assert left_of(sweep, shares=False, leaves=True) == [waiting]
+    assert f"{begun.name}: left at step {stopped.step}; cannot win" in caplog.text
+    assert left_of(sweep, shares=False) == [begun, waiting], "sweep.stop=none goes on with it"
+    write(begun, 0.8)
+    assert open_run(begun.folder).stopped is None, "it has gone on"
+
+
+def test_it_never_counts_as_finished(sweep: list[Arm], capsys: pytest.CaptureFixture[str]) -> None:
+    *_, begun, waiting = sweep
+    source = Leaving([begun, waiting], sweep, OPTIONS)
+    source.done(begun, LEFT)
+    report([str(begun.folder.parent)])
+    said = capsys.readouterr().out
+    assert "Left early by sweep.stop=forecast, as they could not win, and not compared: " in said
+    assert "next: rewarm forecast" in said or "seeds=3" in said, "the next command is not to go on with it"
+    (begun.folder / STOPPED).write_text('{"step": 3}')
+    with pytest.raises(DataError, match=r"stopped\.json: is damaged .*; remove it, and the run counts"):
+        _ = open_run(begun.folder).stopped
+
+
+def test_an_arm_that_others_wait_for_or_that_the_law_does_not_know_is_kept(sweep: list[Arm]) -> None:
+    *_, begun, waiting = sweep
+    awaited = replace(waiting, begins=Begins(begun.name, begun.folder, 400))
+    assert set(Leaving([begun, awaited], sweep, OPTIONS).to_leave()) == {waiting.name}
+    other = replace(waiting, config=replace(waiting.config, optimizer=replace(waiting.config.optimizer, beta2=0.99)))
+    assert set(Leaving([begun, other], [*sweep[:-1], other], OPTIONS).to_leave()) == {begun.name}
+    assert Leaving([begun, waiting], [*sweep[2:]], OPTIONS).to_leave() == [], "too few have finished"
+
+
+class One:
+    """A source of one run, that is left as soon as it has been scored."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.left, self.codes = job, [job], list[int]()
+
+    def next(self) -> Job | None:
+        return self.left.pop() if self.left else None
+
+    def all(self) -> Sequence[Job]:
+        return [self.job]
+
+    def to_leave(self) -> Sequence[str]:
+        metrics = self.job.folder / METRICS
+        return [self.job.name] if metrics.exists() and metrics.read_text().count("\n") > 3 else []
+
+    def done(self, job: Job, code: int) -> None:
+        assert job is self.job
+        self.codes.append(code)
+
+
+def test_a_run_that_is_left_is_saved_and_is_no_failure(tmp_path: Path) -> None:
+
+    words = (*TINY, "budget=100k", "max_lr=1e-3", "evaluation.every=100000", "train.log_every=1")
+    folder = tmp_path / "left"
+    source = One(Job("left", (*words, f"run_dir={folder}"), folder))
+    ended = here(source, SweepConfig(jobs=1))
+    assert (ended.error, ended.failed, source.codes) == (None, (), [LEFT]), "it is no failure"
+    assert 0 < open_run(folder).checkpoints[-1] < make_plan(open_run(folder).config).steps
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sweep.weights=[1,1]"], "sweep.weights=[1.0, 1.0]: has no effect without sweep.stop=forecast"),
+        (["sweep.max_forgetting=0.1"], "sweep.max_forgetting=0.1: has no effect without sweep.stop=forecast"),
+        (["sweep.stop=forecast", "sweep.weights=[1]"], "sweep.weights=[1.0]: takes two numbers"),
+        (["sweep.stop=forecast", "sweep.weights=[0,0]"], "sweep.weights=[0.0, 0.0]: takes two numbers"),
+        (["sweep.stop=forecast", "sweep.trials=3"], "sweep.stop=forecast: does not go with sweep.trials=3"),
+        (["sweep.stop=asha"], "sweep.stop=asha: unknown choice (choices: forecast, none)"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(words: list[str], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_config(*words)
+    assert says in str(error.value)
