@@ -29,12 +29,15 @@ from rewarm.config.compose import compose_config
 from rewarm.config.plan import make_plan
 from rewarm.config.schema import SIDES
 from rewarm.forecast.curves import FEWEST_POINTS, Curve, Trajectory
+from rewarm.forecast.history import Array
 from rewarm.forecast.options import Options
 from rewarm.forecast.stopping import Asked, hopeless, telling_order
 from rewarm.points import pareto_front
 from rewarm.schedules import lr_curve
 from rewarm.text import text_table
 
+BEYOND = 100.0
+"""What is added to a value that does not keep to the limit."""
 TABLE = Path(__file__).parent.parent / "docs" / "results" / "curves" / "recipes.csv"
 GOALS = {
     "both losses": Options(paths=()),
@@ -160,7 +163,7 @@ def value_of(curve: Curve, options: Options, i: int) -> float:
     weights = options.weights or (0.0, 1.0)
     lost = up - float(curve.losses["upstream"][1][0])
     over = options.max_forgetting is not None and lost > options.max_forgetting
-    return weights[0] * up + weights[1] * down + (100 + lost if over else 0.0)
+    return weights[0] * up + weights[1] * down + (BEYOND + lost if over else 0.0)
 
 
 def play(curves: Sequence[Curve], jobs: int, rule: Rule, every: int) -> State:
@@ -197,9 +200,17 @@ def judged(curves: Sequence[Curve], options: Options, state: State) -> tuple[flo
     whole = sum(c.planned_steps * c.trajectory.tokens_per_step for c in curves)
     regret = np.nan
     if options.recommends:
-        ended = [value_of(c, options, -1) for c in curves if state.ended(c)]
-        regret = min(ended) - value_of(best[0], options, -1)
+        ended = [value for c in curves if state.ended(c) and (value := value_of(c, options, -1)) < BEYOND]
+        regret = min(ended, default=np.inf) - value_of(best[0], options, -1)
     return 1 - state.tokens / whole, len(lost), len(best), regret
+
+
+def _regret(found: Array) -> str:
+    """Return the mean and the largest of regrets, and in how many sweeps no run that was finished keeps to the limit."""
+    told = found[np.isfinite(found)]
+    none = int(np.isinf(found).sum())
+    text = f"{told.mean():.4f}, at most {told.max():.4f}" if len(told) else ""
+    return text + (f"; none within the limit in {none}" if none else "")
 
 
 def main() -> None:
@@ -235,7 +246,7 @@ def main() -> None:
                 cells = (
                     f"{np.median(saved):.0%}", f"{saved.min():.0%} to {saved.max():.0%}",
                     f"{lost.sum()} of {of.sum()}",
-                    "" if np.isnan(regret).all() else f"{regret.mean():.4f}, at most {regret.max():.4f}",
+                    _regret(regret),
                     f"{seconds:.0f}",
                 )  # fmt: skip
                 rows.append((goal, order, way, *cells))

@@ -19,11 +19,11 @@ KEYS = ("start", "peak", "final")
 def finished_runs(folder: Path, failed: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
     """Return the runs of a sweep that have finished, and the names of those that did not, `failed` ones too.
 
-    Runs that their sweep left early are among neither.
+    Runs that their sweep left early are among neither, nor are those that ended before they had begun, unless they failed.
     """
     found = sorted(path for path in folder.glob("*seed=*") if path.is_dir() and not path.name.startswith("."))
     done = [path for path in found if read_summary(path) is not None]
-    names = {path.name for path in found if path not in done and not _left(path)} | set(failed)
+    names = {p.name for p in found if p not in done and is_run(p) and not _left(p)} | set(failed)
     return done, sorted(names)
 
 

@@ -63,7 +63,7 @@ def _beaten(
     up, down = drawn[..., 0], drawn[..., 1]  # (draws, arms)
     theirs = np.array([[finals[side] for finals in ended.values()] for side in SIDES])
     if options.recommends:
-        before = _start(result)
+        before = start_losses(result)["upstream"]
         goal = Goal.of(options, before)
         value = np.where(up <= before + goal.limit, goal.upstream * up + goal.downstream * down, np.inf)
         others = goal.upstream * theirs[0] + goal.downstream * theirs[1]
@@ -82,14 +82,15 @@ def _beaten(
     return found
 
 
-def _start(result: Surrogate) -> float:
-    """Return the upstream loss before any update."""
-    starts = [curve.losses["upstream"] for curve in of_usual_start(result.curves) if curve.trajectory.shifted]
-    measured = [float(losses[0]) for steps, losses in starts if steps[0] == 0]
-    if measured:
-        return float(np.mean(measured))
-    law, _ = result.sides["upstream"]
-    return float(law.predict(features(result.curves[0].trajectory, np.array([0]), result.units))[0])
+def start_losses(result: Surrogate) -> dict[str, float]:
+    """Return both losses before any update: measured where they were, else as the law has them."""
+    runs, found = [c for c in of_usual_start(result.curves) if c.trajectory.shifted], {}
+    for side in SIDES:
+        measured = [float(losses[0]) for steps, losses in (c.losses[side] for c in runs) if steps[0] == 0]
+        law, _ = result.sides[side]
+        by_law = law.predict(features(result.curves[0].trajectory, np.array([0]), result.units))[0]
+        found[side] = float(np.mean(measured)) if measured else float(by_law)
+    return found
 
 
 def telling_order(trajectories: Sequence[Trajectory]) -> list[int]:

@@ -164,11 +164,13 @@ class Surrogate:
     sides: dict[str, tuple[Fit, Process]]
 
     @classmethod
-    def of(cls, curves: Sequence[Curve], sides: Sequence[str], seed: int = 0) -> Surrogate | None:
-        """Return what finished and unfinished curves tell together; None while fewer than five arms are finished."""
+    def of(
+        cls, curves: Sequence[Curve], sides: Sequence[str], seed: int = 0, fewest: int = FEWEST_ARMS
+    ) -> Surrogate | None:
+        """Return what finished and unfinished curves tell together; None while fewer arms are finished than `fewest`."""
         finished = [curve for curve in curves if curve.finished]
         groups = splits(finished)
-        if len(groups) < FEWEST_ARMS:
+        if len(groups) < fewest:
             return None
         units = units_of([curve.trajectory for curve in curves])
         numbers = {curve.name: i for i, curve in enumerate(curves)}
