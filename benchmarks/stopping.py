@@ -206,7 +206,7 @@ def judged(curves: Sequence[Curve], options: Options, state: State) -> tuple[flo
 
 
 def _regret(found: Array) -> str:
-    """Return the mean and the largest of regrets, and in how many sweeps no run that was finished keeps to the limit."""
+    """Return the mean and the largest of regrets, and in how many sweeps no finished run keeps to the limit."""
     told = found[np.isfinite(found)]
     none = int(np.isinf(found).sum())
     text = f"{told.mean():.4f}, at most {told.max():.4f}" if len(told) else ""

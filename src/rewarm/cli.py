@@ -24,6 +24,7 @@ rewarm: continual pre-training of language models, to learn how to re-warm the l
   rewarm schedule [overrides]        draw and tabulate the learning-rate curve
   rewarm report   RUN_OR_SWEEP...    figures, verdicts on the paper's claims, one page; --watch follows a run
   rewarm forecast RUN... [overrides] predict schedules not yet run from the loss curves of those that were
+  rewarm search   tokens=… [overrides] from a goal and a number of tokens to a recipe: trains what tells the most
   rewarm diagnose RUN_OR_CSV...      what went wrong in a training, with the evidence and what to try
   rewarm merge    START END          averages of models on the line between two, of a run's end, of several runs
   rewarm recipe   [overrides] to=…   the settings of another trainer (transformers, torchtitan, megatron, …)
@@ -50,6 +51,7 @@ VERBS = {
     "schedule": "schedule",
     "report": "report",
     "forecast": "forecast",
+    "search": "search",
     "diagnose": "diagnose_all",
     "merge": "merge",
     "recipe": "recipe",

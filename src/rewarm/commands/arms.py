@@ -69,12 +69,12 @@ class Swept:
                 f"experiment={given['experiment']}: give one at a time; experiment=all joins the paper's five"
             )
         written = [_seeds(given["seeds"]) if a.startswith("seeds=") else a for a in line.overrides]
-        overrides = _parse(written)
+        overrides = parse_overrides(written)
         fixed = [o for o in overrides if not o.is_sweep_override()]
         shared = CommandLine(tuple(str(o.input_line) for o in fixed), line.folders)
         named = {o.key_or_group for o in overrides}
         written = [f"{key}={value}" for key, value in shared.swept_by_experiment().items()]
-        arms = [o for o in _parse(written) if o.key_or_group not in named]
+        arms = [o for o in parse_overrides(written) if o.key_or_group not in named]
         fixed += [o for o in arms if not o.is_sweep_override()]
         several = [o for o in arms if o.is_sweep_override()] + [o for o in overrides if o.is_sweep_override()]
         named_dirs = [str(o.value()) for o in fixed if o.key_or_group == "run_dir"]
@@ -121,7 +121,8 @@ def run_name(own: Sequence[str], seed: int) -> str:
     return ",".join((*words, f"seed={seed}")).replace("/", "-")
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Return overrides as Hydra reads them. Raises `UserError` for one that it cannot."""
     try:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except HydraException as error:

@@ -55,6 +55,25 @@ def in_telling_order(arms: Sequence[Arm]) -> list[Arm]:
     return [arms[i] for i in telling_order([planned(arm.config) for arm in arms])]
 
 
+def like(curve: Curve, config: Config) -> Trajectory:
+    """Return the training that an arm is to be, which begins where that of a curve does."""
+    own = planned(config)
+    return replace(curve.trajectory, lr=own.lr, warmup_steps=own.warmup_steps, replay=own.replay)
+
+
+def curves_of(arms: Sequence[Arm]) -> dict[str, Curve]:
+    """Return what arms have shown, by their names; those that have shown too little are left out."""
+    curves: dict[str, Curve] = {}
+    for arm in arms:
+        try:
+            curve = curve_of(open_run(arm.folder), says=False) if is_run(arm.folder) else None
+        except RewarmError:  # the run says so itself
+            continue
+        if curve is not None:
+            curves[arm.name] = replace(curve, name=arm.name)
+    return curves
+
+
 class Leaving(Arms):
     """Arms of which those that cannot win are left early, by what finished arms and they themselves have shown."""
 
@@ -104,6 +123,10 @@ class Leaving(Arms):
             write_stopped(ended.folder, stopped)
             log.info("%s: %s", ended.name, stopped)
 
+    def _asked_about(self) -> Sequence[Arm]:
+        """Return the arms that may be given up."""
+        return self._arms
+
     def _look(self) -> dict[str, Reason]:
         """Return the arms that cannot win, as all stand now. None where that cannot be told."""
         arms = [arm for group in self._groups for arm in group]
@@ -122,25 +145,16 @@ class Leaving(Arms):
         return found
 
     def _of_group(self, group: Sequence[Arm]) -> dict[str, Reason]:
-        curves: dict[str, Curve] = {}
-        for arm in group:
-            try:
-                curve = curve_of(open_run(arm.folder), says=False) if is_run(arm.folder) else None
-            except RewarmError:  # the run says so itself
-                continue
-            if curve is not None:
-                curves[arm.name] = replace(curve, name=arm.name)
+        curves = curves_of(group)
         finished = [curve for curve in curves.values() if curve.finished]
         if not finished:
             return {}
         awaited = {arm.begins.name for arm in self._arms if arm.begins and not is_run(arm.folder)}
         names, asked = {arm.name for arm in group} - self._ended - awaited, {}
-        for arm in self._arms:
+        for arm in self._asked_about():
             if arm.name not in names or arm.config.extend:
                 continue
             curve = curves.get(arm.name)
-            like, own = finished[0].trajectory, planned(arm.config)
-            own = replace(like, lr=own.lr, warmup_steps=own.warmup_steps, replay=own.replay)
             if curve is None or not curve.finished:
-                asked[arm.name] = Asked(curve.trajectory if curve else own, curve)
+                asked[arm.name] = Asked(curve.trajectory if curve else like(finished[0], arm.config), curve)
         return hopeless(list(curves.values()), asked, self._options)

@@ -19,7 +19,7 @@ KEYS = ("start", "peak", "final")
 def finished_runs(folder: Path, failed: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
     """Return the runs of a sweep that have finished, and the names of those that did not, `failed` ones too.
 
-    Runs that their sweep left early are among neither, nor are those that ended before they had begun, unless they failed.
+    Runs that their sweep left early are among neither, and where they had not begun there is none.
     """
     found = sorted(path for path in folder.glob("*seed=*") if path.is_dir() and not path.name.startswith("."))
     done = [path for path in found if read_summary(path) is not None]

@@ -70,6 +70,19 @@ Fits a law of the loss to what was run, holds each arm out in turn, and predicts
   verbose=true          the parameters too
 For CSV files: tokens_per_step= start_lr= warmup_steps= total_steps= lr_curve=
 """,
+    "search": """\
+rewarm search tokens=60M max_forgetting=0.05|weights=1,1 [key=value …]
+
+From a goal and a number of tokens to a recipe. Trains a few recipes that lie
+far apart, then those that are expected to gain the most for their tokens, and
+leaves those that cannot win. The same command goes on, with more tokens too.
+  max_forgetting=0.05   least loss of new data within a loss of old, nats or %
+  weights=1,1           or the least weighted sum of both losses
+Values with commas, choice(…), range(…) and interval(…) are what is chosen
+among; without any: schedule, max_lr and replay. Other keys are training's:
+  rewarm search tokens=60M weights=1,1 max_lr='interval(1e-4,3e-3)' budget=4M
+  sweep.jobs=2          runs at once
+""",
     "diagnose": """\
 rewarm diagnose RUN_OR_FOLDER_OR_CSV… [key=value …]
 

@@ -15,6 +15,7 @@ from rewarm.forecast.stopping import DRAWS, Asked, start_losses
 from rewarm.forecast.surrogate import Surrogate
 
 FEWEST = 5
+"""Finished arms from which on the next one is chosen by what they tell."""
 
 
 @dataclass(frozen=True)

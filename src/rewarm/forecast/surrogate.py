@@ -167,7 +167,7 @@ class Surrogate:
     def of(
         cls, curves: Sequence[Curve], sides: Sequence[str], seed: int = 0, fewest: int = FEWEST_ARMS
     ) -> Surrogate | None:
-        """Return what finished and unfinished curves tell together; None while fewer arms are finished than `fewest`."""
+        """Return what all curves tell together; None while fewer than `fewest` arms are finished."""
         finished = [curve for curve in curves if curve.finished]
         groups = splits(finished)
         if len(groups) < fewest:
