@@ -63,6 +63,8 @@ def smaller(arguments: Sequence[str]) -> list[str]:
     untrained = (
         verb in ("schedule", "report", "forecast", "diagnose", "merge") or "dry_run=true" in given or "--cfg" in given
     )
+    if verb == "search":  # its space is checked as printed, and nothing trained
+        return [*arguments, "dry_run=true"]
     if untrained:
         return list(arguments)
     names = {argument.partition("=")[0].partition(".")[0] for argument in given}

@@ -10,7 +10,7 @@ import pytest
 
 from rewarm.commands.arms import Arm
 from rewarm.commands.leaving import planned
-from rewarm.commands.search import RECORD, Searching, answer, question, space
+from rewarm.commands.search import RECORD, Searching, answer, known, question, space
 from rewarm.config.schema import SIDES
 from rewarm.errors import UserError
 from rewarm.forecast.options import Options
@@ -135,9 +135,10 @@ def test_the_space_is_what_has_several_values_else_the_usual_one() -> None:
         (["tokens=1M", "weights=1,1", "max_lr=1", "schedule=cosine", "replay=0"], "there is nothing to choose"),
         (["tokens=1M", "weights=1,1", "max_lr=range(1,300)"], "search: 299 trainings to choose from, at most 256"),
         (["tokens=1M", "weights=1,1", "maxlr=1,2"], "maxlr"),
+        (["tokens=1M", "weights=1,1", "train.batch_size=8,16"], "train.batch_size: has several values, and a search"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(words: list[str], says: str) -> None:
     with pytest.raises(UserError) as error:
-        space(question(words)[1]).first()
+        known(space(question(words)[1]).arms())
     assert says in str(error.value)

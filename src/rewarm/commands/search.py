@@ -25,6 +25,7 @@ from rewarm.commands.leaving import Leaving, curves_of, in_telling_order, like, 
 from rewarm.config.command_line import parse
 from rewarm.config.compose import from_hydra
 from rewarm.config.schema import SIDES
+from rewarm.config.sharing import differing_keys
 from rewarm.config.sweep_schema import SweepConfig
 from rewarm.config.values import parse_tokens
 from rewarm.errors import UserError
@@ -98,6 +99,17 @@ def space(arguments: Sequence[str]) -> Swept:
     if count > MOST_ARMS:
         raise UserError(f"search: {count} trainings to choose from, at most {MOST_ARMS}; give fewer values")
     return swept
+
+
+def known(arms: Sequence[Arm]) -> Sequence[Arm]:
+    """Return the arms. Raises `UserError` where they differ in what no law knows."""
+    keys = {key for arm in arms for key in differing_keys(arms[0].config, arm.config)} - {"replay"}
+    if keys:
+        raise UserError(
+            f"{min(keys)}: has several values, and a search knows only the schedule's keys, max_lr, min_lr_ratio, "
+            f"warmup, budget, stop and replay; give it one value"
+        )
+    return arms
 
 
 def _listed(word: str) -> str:
@@ -290,7 +302,7 @@ def answer(source: Searching, swept: Swept, goal: Options) -> str:
         lines.append(f"it was predicted to come to {_losses(said.predicted)}: {band} its band")
     if wanted.value(ends) >= wanted.value(before):
         lines.append("it is no better than the model as it was")
-    words = [word for word in arm.arguments if not word.startswith("run_dir=")]
+    words = [word for word in arm.arguments if not word.startswith(("run_dir=", "sweep."))]
     lines.append(f"  rewarm train {shlex.join(words)}")
     if open_run(arm.folder).checkpoints:
         lines.append("an average of its start and its end may forget less and learn as much, untrained:")
@@ -307,7 +319,7 @@ def search(arguments: Sequence[str]) -> None:
     options = swept.first().config.sweep
     if options.launcher != "local":
         raise UserError(f"sweep.launcher={options.launcher}: a search runs on this machine alone; leave it out")
-    pool = in_telling_order(swept.arms())
+    pool = in_telling_order(known(swept.arms()))
     costs = sorted(planned(arm.config).tokens for arm in pool)
     least = sum(planned(arm.config).tokens for arm in pool[:FEWEST])
     if wanted.tokens < least + costs[0]:
@@ -315,8 +327,10 @@ def search(arguments: Sequence[str]) -> None:
             f"tokens={tokens_text(wanted.tokens)}: does not pay for the first {FEWEST} trainings and one more; "
             f"give at least {tokens_text(least + costs[0])}, or a smaller budget="
         )
-    if swept.several and pool[0].config.dry_run:
-        sys.stdout.write(f"{len(pool)} trainings to choose from, {tokens_text(costs[0])} tokens and more each\n")
+    if pool[0].config.dry_run:
+        names = "".join(f"  {arm.name}\n" for arm in pool[:FEWEST])
+        each = " to ".join(dict.fromkeys(tokens_text(cost) for cost in (costs[0], costs[-1])))
+        sys.stdout.write(f"{len(pool)} trainings to choose from, {each} tokens each; first\n{names}")
         return
     swept.folder.mkdir(parents=True, exist_ok=True)
     source = Searching(pool, wanted.tokens, wanted.goal, swept.folder)
