@@ -65,7 +65,7 @@ def test_it_finds_the_best_of_all_and_stops_when_nothing_is_left_to_gain(
     assert "expected to gain" in caplog.text
     said = answer(source, space(["max_lr=1e-4,2e-4"]), GOAL)
     assert f"Recipe (least 3 upstream + 1 downstream loss): {best[0].name}: upstream " in said
-    assert "  rewarm train schedule=" in said
+    assert "  rewarm train budget=400k" in said
 
     # Predicted and got; the same command has nothing to do; what was said is not forgotten.
     for name in set(ran[FEWEST:]):
