@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.recipes_table import MAX_LRS, REPLAYS, SHAPES
 from benchmarks.stopping import GOALS, curves_of_table, value_of
+from rewarm.commands.search import WORTH
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.options import Options
 from rewarm.forecast.search import FEWEST, propose
@@ -27,8 +28,6 @@ from rewarm.text import text_table
 
 CLOSE = 0.005
 """Nats within which the best is found."""
-WORTH = 5e-4
-"""Where rewarm's own search ends; see `rewarm.commands.search`."""
 World = Mapping[str, Curve]
 Way = Callable[[World, Options, int], Iterator[str]]
 """From a world, a goal and a repetition to the recipes in the order in which they are run."""

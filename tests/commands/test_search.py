@@ -96,6 +96,11 @@ def test_a_training_that_fails_tells_that_it_is_none(tmp_path: Path) -> None:
     assert len(ran) == len(set(ran)), "none is tried twice"
     assert source.best() is not None
     assert source.table().count("failed") == len(failed)
+    hot = searching(tmp_path / "hot")
+    ran = drive(hot, lambda arm: 3 if arm.config.max_lr > 1e-3 else 0)
+    assert sum("0.0064" in name or "0.0032" in name or "0.0016" in name for name in ran) <= 2, (
+        "none as hot comes again"
+    )
     wrong = searching(tmp_path / "wrong")
     assert len(drive(wrong, lambda _: 2)) == 3
     assert wrong.over == "the first 3 trainings failed"

@@ -28,7 +28,7 @@ from rewarm.config.schema import SIDES
 from rewarm.config.sharing import differing_keys
 from rewarm.config.sweep_schema import SweepConfig
 from rewarm.config.values import parse_tokens
-from rewarm.errors import UserError
+from rewarm.errors import DivergedError, UserError
 from rewarm.forecast import options as asked
 from rewarm.forecast.options import Options
 from rewarm.forecast.recommend import Goal
@@ -135,13 +135,16 @@ class Searching(Leaving):
         """Take the pool in the order in which its trainings tell the most."""
         options = SweepConfig(stop="forecast")
         self._space, self._tokens, self._file = list(pool), tokens, folder / RECORD
+        self._costs = {arm.name: planned(arm.config).tokens for arm in pool}
         self._made = [arm for arm in pool if finished(arm)]
         begun = [arm for arm in pool if arm not in self._made and is_run(arm.folder)]
         self._given = [arm for arm in begun if open_run(arm.folder).stopped]
         self._interrupted = [arm for arm in begun if arm not in self._given]
         self._running: list[Arm] = []
         self._failed: list[Arm] = []
-        self._asked_for: tuple[str, ...] | None = None
+        self._hottest = np.inf
+        """Max LR of the coolest training that diverged."""
+        self._asked_for: tuple[int, ...] | None = None
         self.proposals: dict[str, Proposal] = _read(self._file)
         self.over = ""
         super().__init__([], pool, options)
@@ -170,6 +173,9 @@ class Searching(Leaving):
         self._running.remove(arm)
         super().done(ended, code)
         (self._made if code == 0 else self._given if ended.name in self._given_up else self._failed).append(arm)
+        if code == DivergedError.exit_code:
+            self._hottest = min(self._hottest, arm.config.max_lr)
+            log.info("%s: diverged; nothing as hot is tried any more", arm.name)
         if code >= 128 and arm not in self._given:  # a signal to the search itself
             self.over = "stopped by a signal; the same command goes on"
         best = self.best()
@@ -187,23 +193,25 @@ class Searching(Leaving):
     @property
     def _free(self) -> float:
         """Return the tokens that are left when what is running has ended."""
-        return self._tokens - self.spent - sum(planned(a.config).tokens - _trained(a) for a in self._running)
+        return self._tokens - self.spent - sum(self._costs[arm.name] - _trained(arm) for arm in self._running)
 
     def _choose(self) -> Arm | None:
         begun = [*self._made, *self._given, *self._running]
         gone = {arm.name for arm in (*begun, *self._failed)}
-        left = [arm for arm in self._space if arm.name not in gone and planned(arm.config).tokens <= self._free]
+        free = self._free
+        tried = (arm for arm in self._space if arm.config.max_lr < self._hottest)
+        left = [arm for arm in tried if arm.name not in gone and self._costs[arm.name] <= free]
         if len(self._failed) >= MOST_FAILED and not self._made:
             self.over = f"the first {len(self._failed)} trainings failed"
             return None
         if not left:
-            everything = len(gone) == len(self._space)
-            self.over = "all trainings of the space have been run" if everything else "the tokens are spent"
+            least = min((self._costs[arm.name] for arm in self._space if arm.name not in gone), default=np.inf)
+            self.over = "the tokens are spent" if free < least < np.inf else "the whole space has been tried"
             return None
         if len(begun) < FEWEST:
             log.info("next: %s, one of the first %d, which lie far apart", left[0].name, FEWEST)
             return left[0]
-        state = (*sorted(arm.name for arm in self._made), "", *sorted(arm.name for arm in self._running))
+        state = tuple(len(group) for group in (self._made, self._given, self._failed, self._running))
         if len(self._made) < FEWEST or state == self._asked_for:
             return None if self._running else left[0]
         self._asked_for = state
