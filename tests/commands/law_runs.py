@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rewarm.commands.arms import Arm, Swept
+from rewarm.commands.launch import Job
 from rewarm.commands.leaving import in_telling_order, planned
 from rewarm.config.command_line import parse
 from rewarm.config.plan import make_plan
@@ -22,6 +24,7 @@ from rewarm.runs.metrics import read_metrics
 from rewarm.runs.run import open_run
 from rewarm.runs.summary import summarize
 from tests.forecast.synthetic import TRUTH
+from tests.training.killing import TINY
 
 WORDS = (
     "schedule=cosine,linear",
@@ -76,3 +79,26 @@ def write(arm: Arm, share: float = 1.0, lost: float = 0.0) -> None:
 def total(arm: Arm) -> float:
     run = open_run(arm.folder)
     return sum(float(run.loss(side)[1][-1]) for side in SIDES)
+
+
+class One:
+    """A source of one run, that is left as soon as it has been scored."""
+
+    def __init__(self, folder: Path) -> None:
+        words = (*TINY, "budget=400k", "max_lr=1e-3", "evaluation.every=100000", "train.log_every=1")
+        self.job = Job("left", (*words, f"run_dir={folder}"), folder)
+        self.left, self.codes = [self.job], list[int]()
+
+    def next(self) -> Job | None:
+        return self.left.pop() if self.left else None
+
+    def all(self) -> Sequence[Job]:
+        return [self.job]
+
+    def to_leave(self) -> Sequence[str]:
+        metrics = self.job.folder / METRICS
+        return [self.job.name] if metrics.exists() and metrics.read_text().count("\n") > 3 else []
+
+    def done(self, job: Job, code: int) -> None:
+        assert job is self.job
+        self.codes.append(code)

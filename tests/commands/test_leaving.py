@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rewarm.commands.arms import Arm
-from rewarm.commands.launch import Begins, Job, here
+from rewarm.commands.launch import Begins, here
 from rewarm.commands.leaving import Leaving
 from rewarm.commands.report import report
 from rewarm.commands.shared import left_of
 from rewarm.commands.sweep_tables import finished_runs, table
-from rewarm.config.plan import make_plan
 from rewarm.config.sweep_schema import SweepConfig
 from rewarm.errors import LEFT, DataError, UserError
-from rewarm.runs.folder import METRICS
 from rewarm.runs.run import open_run
 from rewarm.runs.stopped import STOPPED
-from tests.commands.law_runs import placed, total, write
+from tests.commands.law_runs import One, placed, total, write
 from tests.conftest import make_config
-from tests.training.killing import TINY
 
 OPTIONS = SweepConfig(stop="forecast", weights=[1.0, 1.0])
 
@@ -92,35 +88,13 @@ def test_an_arm_that_others_wait_for_or_that_the_law_does_not_know_is_kept(sweep
     assert Leaving([begun, waiting], [*sweep[2:]], OPTIONS).to_leave() == [], "too few have finished"
 
 
-class One:
-    """A source of one run, that is left as soon as it has been scored."""
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.left, self.codes = job, [job], list[int]()
-
-    def next(self) -> Job | None:
-        return self.left.pop() if self.left else None
-
-    def all(self) -> Sequence[Job]:
-        return [self.job]
-
-    def to_leave(self) -> Sequence[str]:
-        metrics = self.job.folder / METRICS
-        return [self.job.name] if metrics.exists() and metrics.read_text().count("\n") > 3 else []
-
-    def done(self, job: Job, code: int) -> None:
-        assert job is self.job
-        self.codes.append(code)
-
-
 def test_a_run_that_is_left_is_saved_and_is_no_failure(tmp_path: Path) -> None:
 
-    words = (*TINY, "budget=100k", "max_lr=1e-3", "evaluation.every=100000", "train.log_every=1")
-    folder = tmp_path / "left"
-    source = One(Job("left", (*words, f"run_dir={folder}"), folder))
+    source = One(tmp_path / "left")
     ended = here(source, SweepConfig(jobs=1))
     assert (ended.error, ended.failed, source.codes) == (None, (), [LEFT]), "it is no failure"
-    assert 0 < open_run(folder).checkpoints[-1] < make_plan(open_run(folder).config).steps
+    run = open_run(source.job.folder)
+    assert 0 < run.checkpoints[-1] < run.plan.steps
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ import pytest
 from rewarm.commands import launch
 from rewarm.commands import slurm as slurm_module
 from rewarm.commands.launch import Begins, Source
-from rewarm.config.sweep_schema import SweepConfig
-from rewarm.errors import UserError
+from rewarm.config.sweep_schema import SlurmConfig, SweepConfig
+from rewarm.errors import LEFT, UserError
 from rewarm.runs.run import find_runs, open_run
+from tests.commands.law_runs import One
 from tests.commands.slurm import cluster
 from tests.conftest import ROOT
 from tests.training.killing import TINY
@@ -156,6 +157,20 @@ def test_a_sweep_is_an_array_of_jobs_and_one_for_those_that_begin_as_one_of_them
     assert [fork and fork.step for _, fork in sorted(forked.items())] == [None, None, 6, 6]
     assert len(logs) == 4
     assert "next: rewarm report sweep" in done.stdout
+
+
+def test_a_run_that_cannot_win_is_saved_and_its_job_does_not_come_back(
+    tmp_path: Path, slurm: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in (slurm | {"PYTHONPATH": str(ROOT / "src")}).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(slurm_module, "POLL", 0.5)
+    source = One(tmp_path / "left")
+    options = SweepConfig(slurm=SlurmConfig(gpus=0, cpus=1, options=["--mem=0"]))
+    ended = slurm_module.on_slurm(source, options, tmp_path)
+    assert (ended.error, ended.failed, source.codes) == (None, (), [LEFT]), (tmp_path / ".slurm/0.log").read_text()
+    assert open_run(tmp_path / "left").checkpoints
+    assert "queued again" not in (tmp_path / ".slurm/0.log").read_text()
 
 
 def test_ctrl_c_leaves_the_jobs_of_a_sweep_in_the_queue_and_the_same_command_waits_for_them_again(

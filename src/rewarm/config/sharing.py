@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -82,24 +82,31 @@ def beginnings(
 
 def _fixed(config: Config) -> tuple[tuple[str, str], ...]:
     """Return everything of a config that must agree, by dotted key."""
-    # How long a running average remembers is a share of the horizon.
-    kept = ("budget", "horizon") if config.average.half_life else ()
-    passed_over = [name for name in (*NEUTRAL, *SHAPING) if name not in kept]
-    return tuple(
-        (key, repr(value))
-        for key, value in flat(asdict(config)).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in passed_over)
-    )
+    averages = bool(config.average.half_life)
+    return tuple((key, repr(value)) for key, value in flat(asdict(config)).items() if _counts(key, averages=averages))
+
+
+@cache
+def _counts(key: str, *, averages: bool) -> bool:
+    """Return whether a key must agree. How long a running average remembers is a share of the horizon."""
+    if averages and key in ("budget", "horizon"):
+        return True
+    return not any(key == name or key.startswith(f"{name}.") for name in (*NEUTRAL, *SHAPING))
 
 
 def _updates(plan: Plan) -> bytes:
     """Return of each update what must agree as 9 bytes: its learning rate, and what is logged after it."""
     found = np.zeros(plan.steps, dtype=UPDATE)
-    found["lr"] = lr_curve(plan.schedule, np.arange(1, plan.steps + 1))
+    found["lr"] = lr_curve(plan.schedule, _steps(plan.steps))
     # What is logged depends on the schedule by its warm-up only, so that arms have few kinds of it between them.
     bare = ScheduleSpec("constant", 1.0, 1.0, plan.schedule.warmup_steps, 0)
     found["lines"] = _lines(replace(plan, schedule=bare, save_every=1, milestones=(), forks=()))
     return found.tobytes()
+
+
+@lru_cache(maxsize=2)
+def _steps(count: int) -> NDArray[np.float64]:
+    return np.arange(1.0, count + 1)
 
 
 @lru_cache(maxsize=64)
