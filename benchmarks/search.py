@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.recipes_table import MAX_LRS, REPLAYS, SHAPES
 from benchmarks.stopping import GOALS, curves_of_table, value_of
-from rewarm.commands.search import WORTH
+from rewarm.commands.searching import WORTH
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.options import Options
 from rewarm.forecast.search import FEWEST, propose

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rewarm.commands.arms import Arm
 from rewarm.commands.leaving import planned
-from rewarm.commands.search import RECORD, Searching, answer, known, question, space
+from rewarm.commands.search import answer, known, question, space, taken_in
+from rewarm.commands.searching import RECORD, Searching
 from rewarm.config.schema import SIDES
 from rewarm.errors import UserError
 from rewarm.forecast.options import Options
@@ -86,6 +88,26 @@ def test_tokens_are_not_overspent_and_more_may_be_added(tmp_path: Path) -> None:
     assert len(drive(source)) == 4
     assert (source.over, source.spent) == ("the tokens are spent", 4 * each)
     assert len(drive(searching(tmp_path / "search", 5.5 * each))) == 1, "it goes on where it was"
+
+
+def test_earlier_runs_are_taken_in_where_they_fit(tmp_path: Path) -> None:
+    earlier = placed(tmp_path / "earlier")[::2]
+    for arm in earlier:
+        write(arm)
+    space_ = pool(tmp_path / "search")
+    found = taken_in([tmp_path / "earlier"], space_)
+    assert {arm.name for arm in found} == {arm.name for arm in earlier}
+    (tmp_path / "search").mkdir()
+    source = Searching(space_, 10**9, GOAL, tmp_path / "search", found)
+    ran = drive(source)
+    assert not set(ran) & {arm.name for arm in earlier}, "none is run again"
+    assert len(ran) <= 3, "what they tell is known"
+    assert source.spent == len(ran) * planned(space_[0].config).tokens, "they cost nothing"
+    assert source.best() is not None
+    assert source.table().count("earlier") == 7
+    other = replace(space_[0].config, optimizer=replace(space_[0].config.optimizer, beta2=0.9))
+    with pytest.raises(UserError, match=r"no run there fits the search \(they differ in .*optimizer.beta2"):
+        taken_in([tmp_path / "earlier"], [replace(space_[0], config=other)])
 
 
 def test_a_training_that_fails_tells_that_it_is_none(tmp_path: Path) -> None:

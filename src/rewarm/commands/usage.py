@@ -81,6 +81,7 @@ leaves those that cannot win. The same command goes on, with more tokens too.
 Values with commas, choice(…), range(…) and interval(…) are what is chosen
 among; without any: schedule, max_lr and replay. Other keys are training's:
   rewarm search tokens=60M weights=1,1 max_lr='interval(1e-4,3e-3)' budget=4M
+  from=runs/earlier     takes in its finished runs, where they fit
   sweep.jobs=2          runs at once
 """,
     "diagnose": """\
