@@ -207,4 +207,5 @@ def start_of(arms: Sequence[Arm]) -> dict[str, float]:
 
 
 def losses_text(losses: Mapping[str, float]) -> str:
+    """Return losses as text, each with its side."""
     return ", ".join(f"{side} {loss:.4f}" for side, loss in losses.items())
