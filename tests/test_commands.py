@@ -59,4 +59,4 @@ def test_the_pages_show_every_verb() -> None:
     for page in ("README.md", "docs/tutorial.md", "docs/how-to.md"):
         for block in blocks((ROOT / page).read_text()):
             shown |= {arguments[0] for arguments in commands(block) or []}
-    assert shown == {"train", "eval", "prepare", "schedule", "report", "forecast", "diagnose", "merge"}
+    assert shown == {"train", "eval", "prepare", "schedule", "report", "forecast", "search", "diagnose", "merge"}
