@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-import numpy as np
-
 from rewarm.commands.arms import Arm
 from rewarm.commands.launch import Job
 from rewarm.commands.shared import Arms
@@ -22,13 +20,13 @@ from rewarm.config.schema import Config
 from rewarm.config.sharing import differing_keys
 from rewarm.config.sweep_schema import SweepConfig
 from rewarm.errors import LEFT, RewarmError
+from rewarm.forecast import curves
 from rewarm.forecast.curves import Curve, Trajectory, curve_of
 from rewarm.forecast.options import Options
 from rewarm.forecast.stopping import Asked, hopeless, telling_order
 from rewarm.runs.folder import METRICS
 from rewarm.runs.run import is_run, open_run
 from rewarm.runs.stopped import Reason, Stopped, write_stopped
-from rewarm.schedules import lr_curve
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +37,8 @@ REST = 20
 
 
 def planned(config: Config) -> Trajectory:
-    """Return the training that an arm is to be. What was before it is not in it."""
-    plan = make_plan(config)
-    return Trajectory(
-        lr=lr_curve(plan.schedule, np.arange(1, plan.steps + 1)),
-        tokens_per_step=plan.tokens_per_step,
-        start_lr=config.model.final_lr or 0.0,
-        warmup_steps=min(plan.schedule.warmup_steps, plan.steps),
-        replay=config.replay,
-    )
+    """Return the training that an arm is to be."""
+    return curves.planned(config, make_plan(config))
 
 
 def in_telling_order(arms: Sequence[Arm]) -> list[Arm]:
@@ -63,15 +54,15 @@ def like(curve: Curve, config: Config) -> Trajectory:
 
 def curves_of(arms: Sequence[Arm]) -> dict[str, Curve]:
     """Return what arms have shown, by their names; those that have shown too little are left out."""
-    curves: dict[str, Curve] = {}
+    found: dict[str, Curve] = {}
     for arm in arms:
         try:
             curve = curve_of(open_run(arm.folder), says=False) if is_run(arm.folder) else None
         except RewarmError:  # the run says so itself
             continue
         if curve is not None:
-            curves[arm.name] = replace(curve, name=arm.name)
-    return curves
+            found[arm.name] = replace(curve, name=arm.name)
+    return found
 
 
 class Leaving(Arms):
@@ -145,8 +136,8 @@ class Leaving(Arms):
         return found
 
     def _of_group(self, group: Sequence[Arm]) -> dict[str, Reason]:
-        curves = curves_of(group)
-        finished = [curve for curve in curves.values() if curve.finished]
+        shown = curves_of(group)
+        finished = [curve for curve in shown.values() if curve.finished]
         if not finished:
             return {}
         awaited = {arm.begins.name for arm in self._arms if arm.begins and not is_run(arm.folder)}
@@ -154,7 +145,7 @@ class Leaving(Arms):
         for arm in self._asked_about():
             if arm.name not in names or arm.config.extend:
                 continue
-            curve = curves.get(arm.name)
+            curve = shown.get(arm.name)
             if curve is None or not curve.finished:
                 asked[arm.name] = Asked(curve.trajectory if curve else like(finished[0], arm.config), curve)
-        return hopeless(list(curves.values()), asked, self._options)
+        return hopeless(list(shown.values()), asked, self._options)

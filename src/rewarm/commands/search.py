@@ -138,7 +138,8 @@ def _listed(word: str) -> str:
         return word
     [override] = parse_overrides([word])
     value = override.value()
-    assert isinstance(value, IntervalSweep)
+    if not isinstance(value, IntervalSweep):
+        return word
     assert value.start is not None
     assert value.end is not None
     low, high = float(value.start), float(value.end)

@@ -103,8 +103,8 @@ class Searching(Leaving):
     @property
     def spent(self) -> float:
         """Return the tokens that have been trained on, but for those of earlier runs."""
-        begun = (*self._made, *self._given, *self._failed, *self._running)
-        return sum(_trained(arm) for arm in begun if arm not in self._earlier)
+        made = sum(self._costs[arm.name] for arm in self._made if arm not in self._earlier)
+        return made + sum(_trained(arm) for arm in (*self._given, *self._failed, *self._running))
 
     @property
     def _free(self) -> float:
@@ -160,20 +160,12 @@ class Searching(Leaving):
 
     def table(self) -> str:
         """Return what was run: tokens, both losses as predicted and as they came."""
-        rows = []
+        rows, hows = [], {"earlier": self._earlier, "": self._made, "left early": self._given, "failed": self._failed}
         for arm in (*self._made, *self._given, *self._failed):
             said, came = self.proposals.get(arm.name), ends_of(arm) if arm in self._made else None
             cells = [f"{said.predicted[s]:.3f} ± {said.errors[s]:.3f}" if said else "" for s in SIDES]
             cells += [f"{came[side]:.4f}" if came else "" for side in SIDES]
-            how = (
-                "earlier"
-                if arm in self._earlier
-                else ""
-                if arm in self._made
-                else "left early"
-                if arm in self._given
-                else "failed"
-            )
+            how = next(how for how, arms in hows.items() if arm in arms)
             rows.append((arm.name, tokens_text(_trained(arm)), *cells, how))
         head = ("run", "tokens", "upstream predicted", "downstream predicted", "upstream", "downstream", " ")
         return text_table(head, rows)

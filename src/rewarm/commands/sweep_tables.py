@@ -46,8 +46,8 @@ def table(folder: Path, failed: Sequence[str] = ()) -> str:
         )
         lines.append(f"{path.name:<{width}}{'  '.join(cells)}")
     lines += [f"{name:<{width}}  did not finish" for name in undone]
-    left = {path.name: why for path in sorted(folder.glob("*seed=*")) if path.is_dir() and (why := _left(path))}
-    lines += [f"{name:<{width}}  {why}" for name, why in left.items()]
+    others = sorted(path for path in folder.glob("*seed=*") if path.is_dir() and path not in done)
+    lines += [f"{path.name:<{width}}  {why}" for path in others if (why := _left(path))]
     lines.append(f"next: rewarm report {shlex.quote(str(folder))}")
     return marked("\n".join(lines) + "\n", proxy=_proxied(done))
 

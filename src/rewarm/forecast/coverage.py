@@ -173,5 +173,12 @@ def of_usual_start(curves: Sequence[Curve]) -> list[Curve]:
     return [curve for curve, start in zip(curves, starts, strict=True) if start == usual]
 
 
+def measured_start(curves: Sequence[Curve], side: str) -> float | None:
+    """Return the loss of one side before any update, the mean of what runs from the usual start measured, or None."""
+    starts = [curve.losses[side] for curve in of_usual_start(curves) if curve.trajectory.shifted]
+    measured = [float(losses[0]) for steps, losses in starts if steps[0] == 0]
+    return float(np.mean(measured)) if measured else None
+
+
 def _tokens(curve: Curve) -> float:
     return curve.last_step * curve.trajectory.tokens_per_step

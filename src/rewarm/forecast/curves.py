@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rewarm.config.plan import Plan
 from rewarm.config.schema import SIDES, Config
 from rewarm.forecast.history import Array, Pretraining, Steps, pretraining_of
 from rewarm.runs.run import Run
+from rewarm.schedules import lr_curve
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,18 @@ class Curve:
         return self.last_step >= self.planned_steps
 
 
+def planned(config: Config, plan: Plan) -> Trajectory:
+    """Return the training that a config asks for. What was before it is not in it, beyond what the model says."""
+    return Trajectory(
+        lr=lr_curve(plan.schedule, np.arange(1, plan.steps + 1)),
+        tokens_per_step=plan.tokens_per_step,
+        start_lr=config.model.final_lr or 0.0,
+        warmup_steps=min(plan.schedule.warmup_steps, plan.steps),
+        replay=config.replay,
+        shifted=config.data.train != "upstream" and config.init != "scratch",
+    )
+
+
 def curve_of(run: Run, *, says: bool = True) -> Curve | None:
     """Return the curve of a run, or None, with a line in the log unless `says` is false, where it has none to fit."""
     losses: dict[str, tuple[Steps, Array]] = {}
@@ -85,20 +99,11 @@ def curve_of(run: Run, *, says: bool = True) -> Curve | None:
         return None
     config, plan = run.config, run.plan
     pretraining = pretraining_of(run)
-    from_scratch = config.init == "scratch"
     start_lr = pretraining.final_lr if pretraining is not None else config.model.final_lr
     return Curve(
         name=run.name,
         arm=_arm(config),
-        trajectory=Trajectory(
-            lr=run.lr,
-            tokens_per_step=plan.tokens_per_step,
-            start_lr=start_lr or 0.0,
-            warmup_steps=min(plan.schedule.warmup_steps, plan.steps),
-            replay=config.replay,
-            shifted=config.data.train != "upstream" and not from_scratch,
-            pretraining=pretraining,
-        ),
+        trajectory=replace(planned(config, plan), start_lr=start_lr or 0.0, pretraining=pretraining),
         losses=losses,
         planned_steps=plan.steps,
         config=config,

@@ -12,9 +12,10 @@ import numpy as np
 from rewarm.errors import UserError
 from rewarm.forecast.averages import Averages, Scored, predicted
 from rewarm.forecast.candidates import Candidate
-from rewarm.forecast.coverage import of_usual_start
+from rewarm.forecast.coverage import measured_start, of_usual_start
 from rewarm.forecast.curves import Curve
 from rewarm.forecast.fitted import Band, Study
+from rewarm.forecast.history import Array
 from rewarm.forecast.options import Options
 from rewarm.points import pareto_front
 
@@ -86,6 +87,11 @@ class Goal:
         """Return the weighted sum of both losses, in nats."""
         return self.upstream * losses["upstream"] + self.downstream * losses["downstream"]
 
+    def values(self, upstream: Array, downstream: Array, before: float) -> Array:
+        """Return the weighted sums of losses, infinite where more is lost than may be; `before` is the start's."""
+        total = self.upstream * upstream + self.downstream * downstream
+        return np.where(upstream <= before + self.limit, total, np.inf)
+
     def __str__(self) -> str:
         parts = [(self.upstream, "upstream"), (self.downstream, "downstream")]
         used = [(weight, side) for weight, side in parts if weight]
@@ -150,12 +156,10 @@ def check_sides(study: Study) -> None:
 
 def start_losses(study: Study) -> dict[str, float]:
     """Return the losses before any update: measured where they were, else predicted."""
-    runs, found = of_usual_start(study.fitted), {}
+    like, found = of_usual_start(study.fitted)[0].trajectory, {}
     for side, fitted in study.sides.items():
-        starts = [curve.losses[side] for curve in runs if curve.trajectory.shifted]
-        measured = [float(losses[0]) for steps, losses in starts if steps[0] == 0]
-        predicted = fitted.predict(runs[0].trajectory, np.array([0])).loss[0]
-        found[side] = float(np.mean(measured)) if measured else float(predicted)
+        measured = measured_start(study.fitted, side)
+        found[side] = float(fitted.predict(like, np.array([0])).loss[0]) if measured is None else measured
     return found
 
 

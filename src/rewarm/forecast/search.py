@@ -48,15 +48,12 @@ def propose(
     drawn = surrogate.draws(recipes, DRAWS, np.random.default_rng(options.seed))
     before = start_losses(surrogate)
     goal = Goal.of(options, before["upstream"])
-    most = before["upstream"] + goal.limit
-    value = goal.upstream * drawn[..., 0] + goal.downstream * drawn[..., 1]
-    value = np.where(drawn[..., 0] <= most, value, np.inf)
+    value = goal.values(drawn[..., 0], drawn[..., 1], before["upstream"])
     ended = [arm.finals for arm in arms_of([curve for curve in curves if curve.finished])]
-    known = min([goal.value(before), *(goal.value(finals) for finals in ended if finals["upstream"] <= most)])
+    upstream, downstream = (np.array([finals[side] for finals in ended]) for side in SIDES)
+    theirs = goal.values(upstream, downstream, before["upstream"])
+    known = min(goal.value(before), float(theirs.min(initial=np.inf)))
     best = np.minimum(known, value[:, len(left) :].min(axis=1, initial=np.inf))
     gain = np.maximum(best[:, None] - value[:, : len(left)], 0.0).mean(axis=0)
     chosen = int((gain / [pool[name].trajectory.tokens for name in left]).argmax())
-    means = {side: surrogate.finals(recipes, side) for side in SIDES}
-    predicted = {side: float(np.exp(mean[chosen])) for side, (mean, _) in means.items()}
-    errors = {side: predicted[side] * float(np.sqrt(spread[chosen, chosen])) for side, (_, spread) in means.items()}
-    return Proposal(left[chosen], float(gain[chosen]), predicted, errors)
+    return Proposal(left[chosen], float(gain[chosen]), *surrogate.predicted(recipes)[chosen])

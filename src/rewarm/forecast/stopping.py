@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewarm.config.schema import SIDES
-from rewarm.forecast.coverage import Seen, of_usual_start
+from rewarm.forecast.coverage import Seen, measured_start
 from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.features import features
 from rewarm.forecast.options import Options
@@ -65,31 +65,27 @@ def _beaten(
     if options.recommends:
         before = start_losses(result)["upstream"]
         goal = Goal.of(options, before)
-        value = np.where(up <= before + goal.limit, goal.upstream * up + goal.downstream * down, np.inf)
-        others = goal.upstream * theirs[0] + goal.downstream * theirs[1]
-        beats = np.where(theirs[0] <= before + goal.limit, others, np.inf) < value[..., None]  # (draws, arms, ended)
+        beats = (
+            goal.values(theirs[0], theirs[1], before) < goal.values(up, down, before)[..., None]
+        )  # (draws, arms, ended)
     else:
         beats = (theirs[0] < up[..., None]) & (theirs[1] < down[..., None])
     sure = beats.any(axis=-1).mean(axis=0) > 1 - CHANCE
-    means = {side: result.finals(recipes, side) for side in SIDES}
-    found = {}
+    ends, found = result.predicted(recipes), {}
     for i in np.flatnonzero(sure):
         often = beats[:, i].mean(axis=0)
         best = min(np.flatnonzero(often == often.max()), key=lambda j: theirs[:, j].sum())
-        losses = {side: float(np.exp(mean[i])) for side, (mean, _) in means.items()}
-        errors = {side: losses[side] * float(np.sqrt(spread[i, i])) for side, (_, spread) in means.items()}
-        found[list(asked)[i]] = Reason(losses, errors, list(ended)[best], list(ended.values())[best])
+        found[list(asked)[i]] = Reason(*ends[i], list(ended)[best], list(ended.values())[best])
     return found
 
 
 def start_losses(result: Surrogate) -> dict[str, float]:
     """Return both losses before any update: measured where they were, else as the law has them."""
-    runs, found = [c for c in of_usual_start(result.curves) if c.trajectory.shifted], {}
-    for side in SIDES:
-        measured = [float(losses[0]) for steps, losses in (c.losses[side] for c in runs) if steps[0] == 0]
-        law, _ = result.sides[side]
-        by_law = law.predict(features(result.curves[0].trajectory, np.array([0]), result.units))[0]
-        found[side] = float(np.mean(measured)) if measured else float(by_law)
+    found = {}
+    for side, (law, _) in result.sides.items():
+        measured = measured_start(result.curves, side)
+        origin = features(result.curves[0].trajectory, np.array([0]), result.units)
+        found[side] = float(law.predict(origin)[0]) if measured is None else measured
     return found
 
 

@@ -26,7 +26,7 @@ from rewarm.points import spread_out
 
 LAW, REPLAY_TERM = "cpt", "hyperbolic"
 FEWEST_ARMS = 12
-"""Finished arms from which on one that was held out is predicted by more than a few."""
+"""Finished arms from which on they tell how far the law errs, which has eleven parameters of its own."""
 POINTS = 600
 """The most points that the process looks at; a solution takes the cube of them."""
 OF_A_RUN = 12
@@ -41,6 +41,7 @@ OPEN = 0.5
 Runs = NDArray[np.int64]
 Part = tuple[Array, int, Array]
 """Places of a run, its number, and its errors there."""
+Ends = tuple[dict[str, float], dict[str, float]]
 
 
 def places(trajectory: Trajectory, steps: Steps) -> Array:
@@ -199,6 +200,15 @@ class Surrogate:
         mean, covariance = process.at(np.concatenate([places(t, end) for t, end in ends]), runs)
         by_law = [law.predict(features(t, end, self.units))[0] for t, end in ends]
         return np.log(np.maximum(by_law, FLOOR)) + mean, covariance
+
+    def predicted(self, recipes: Sequence[tuple[Trajectory, str | None]]) -> list[Ends]:
+        """Return the final losses of trainings, and the standard deviation of each, both by side, in nats a token."""
+        found: list[Ends] = [({}, {}) for _ in recipes]
+        for side in self.sides:
+            mean, covariance = self.finals(recipes, side)
+            for (losses, errors), loss, error in zip(found, np.exp(mean), np.sqrt(np.diag(covariance)), strict=True):
+                losses[side], errors[side] = float(loss), float(loss * error)
+        return found
 
     def draws(self, recipes: Sequence[tuple[Trajectory, str | None]], count: int, rng: np.random.Generator) -> Array:
         """Return `count` joint draws of the final losses of trainings, (count, n, sides), in nats a token."""
