@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rewarm.config.schema import AnchorConfig
@@ -21,6 +21,7 @@ from rewarm.forecast.laws import LAWS
 from rewarm.forecast.options import Options, parse
 from rewarm.forecast.output import Findings, as_csv, as_json, text
 from rewarm.forecast.recommend import averaged, check_sides, outcomes, pareto, recommend, start_losses
+from rewarm.forecast.sizes import check_sizes, with_target
 from rewarm.runs.run import find_runs, open_run
 from rewarm.storage import make_dir, write_durably, write_json
 
@@ -31,15 +32,17 @@ def read(options: Options) -> list[Curve]:
     """Return all curves that the paths lead to. Raises `UserError` where there are none."""
     curves, paths = [], []
     for path in options.paths:
+        given = options.parameters.get(path)
         if path.is_file():
-            curves.append(read_csv(path, options.logged))
+            curves.append(read_csv(path, replace(options.logged, parameters=given)))
             paths.append(path)
             continue
         for run in map(open_run, find_runs([path])):
             if run.damage:
                 log.warning("%s", run.damage)
             if (curve := curve_of(run)) is not None:
-                curves.append(curve)
+                size = given or curve.trajectory.parameters
+                curves.append(replace(curve, trajectory=replace(curve.trajectory, parameters=size)))
                 paths.append(run.path)
     in_steps = sum(curve.trajectory.tokens_per_step == IN_STEPS for curve in curves)
     if in_steps:
@@ -114,7 +117,9 @@ def forecast(arguments: Sequence[str]) -> None:
 
 def find(options: Options) -> Findings:
     """Return what a forecast with these options comes to."""
-    result = study(of_one_remedy(usable(read(options), options.law)), options)
+    curves = with_target(of_one_remedy(usable(read(options), options.law)), options)
+    check_sizes(curves)
+    result = study(curves, options)
     if options.recommends:
         check_sides(result)
     both = {"upstream", "downstream"} <= result.sides.keys()
@@ -133,7 +138,7 @@ def find(options: Options) -> Findings:
         predicted=predicted,
         averaged=[
             best
-            for one in predicted
+            for one in (predicted if both else [])
             for best in pareto([one, *averaged(result, averages, [one], start)])
             if best.average
         ],

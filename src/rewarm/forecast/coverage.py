@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 
 from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.history import Array
+from rewarm.forecast.laws import SAME_SIZE
 
 SLACK = 1.05
 """How far beyond a measured range still counts as inside it."""
@@ -34,6 +35,13 @@ TINY = 1e-12
 def fallen(lr: Array) -> float:
     """Return by what share of its maximum an LR has fallen in the end: how far the training is annealed."""
     return float(1 - lr[-1] / max(lr.max(), TINY))
+
+
+def unlike(a: Trajectory, b: Trajectory) -> float:
+    """Return how far two recipes lie apart: LR curve over its own length, tokens, max LR, and replay."""
+    shapes = float(np.abs(_shape(a.lr) - _shape(b.lr)).mean())
+    tokens, highest = abs(np.log(a.tokens / b.tokens)), abs(np.log(a.lr.max() / b.lr.max()))
+    return shapes + float(tokens + highest) + abs(float(np.log1p(a.replay / 0.05) - np.log1p(b.replay / 0.05)))
 
 
 def _shape(lr: Array) -> Array:
@@ -167,7 +175,12 @@ class Seen:
 
 
 def of_usual_start(curves: Sequence[Curve]) -> list[Curve]:
-    """Return the runs that start from the checkpoint that most of them start from: others have another history."""
+    """Return the runs of the largest model that start from the checkpoint that most of these start from.
+
+    Others have another history.
+    """
+    largest = max((curve.trajectory.parameters or 0.0) for curve in curves)
+    curves = [c for c in curves if (c.trajectory.parameters or 0.0) * (1 + SAME_SIZE) >= largest]
     starts = [curve.config.init if curve.config is not None else "" for curve in curves]
     usual = max(starts, key=starts.count)
     return [curve for curve, start in zip(curves, starts, strict=True) if start == usual]

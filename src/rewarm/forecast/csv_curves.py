@@ -1,8 +1,9 @@
 """Curves that another trainer logged: one CSV file a run, with its mistakes found before anything is fitted.
 
-Columns, in any order: `step`, `tokens` or both; `lr`; `replay`; and losses in nats a token, `loss` or `NAME_loss`, or
-else perplexities, `NAME_ppl`. Other columns are passed over. Cells may be empty: trainers log the LR more often than
-they validate. What the columns do not hold may be said in lines above them, `# schedule=cosine warmup_steps=2160`.
+Columns, in any order: `step`, `tokens` or both; `lr`; `replay`; `parameters` of the model without embeddings; and
+losses in nats a token, `loss` or `NAME_loss`, or else perplexities, `NAME_ppl`. Other columns are passed over. Cells
+may be empty: trainers log the LR more often than they validate. What the columns do not hold may be said in lines
+above them, `# schedule=cosine warmup_steps=2160`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rewarm.forecast.options import Logged, logged_above
 
 log = logging.getLogger(__name__)
 
-NAMES = ("step", "tokens", "lr", "replay")
+NAMES = ("step", "tokens", "lr", "replay", "parameters")
 GRID = 10_000
 """Updates that a file is cut into where it gives tokens alone, and nothing says how many make an update."""
 IN_STEPS = 1.0
@@ -156,6 +157,16 @@ def _lr_curve(path: Path, tokens_per_step: float) -> Lines | None:
     return _lines(*_in_order(path, steps, {"lr": columns["lr"]}))
 
 
+def _parameters(path: Path, columns: Columns, logged: Logged) -> float | None:
+    """Return the parameters of the model without its embeddings, where anything tells."""
+    if "parameters" not in columns:
+        return logged.parameters
+    low, high = np.nanmin(columns["parameters"]), np.nanmax(columns["parameters"])
+    if low <= 0 or high > low:
+        raise UserError(f"{path}: parameters={low:g}..{high:g}: must be one number above 0; give each model a file")
+    return float(low)
+
+
 def read_csv(path: Path, logged: Logged, *, keeps_train: bool = False) -> Curve:
     """Return the curve in a CSV file. Raises `UserError`, naming file, value and fix, for what cannot be meant.
 
@@ -185,5 +196,6 @@ def read_csv(path: Path, logged: Logged, *, keeps_train: bool = False) -> Curve:
         start_lr=logged.start_lr if logged.start_lr is not None else float(lr[0]),
         warmup_steps=warmup_steps,
         replay=float(np.nanmean(columns.get("replay", np.zeros(1)))),
+        parameters=_parameters(path, columns, logged),
     )
     return Curve(path.stem, str(path), trajectory, losses, planned_steps=len(lr))

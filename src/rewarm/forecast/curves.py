@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from rewarm.config.plan import Plan
-from rewarm.config.schema import SIDES, Config
+from rewarm.config.schema import SIDES, Config, ModelConfig
 from rewarm.forecast.history import Array, Pretraining, Steps, pretraining_of
+from rewarm.model.shape import config_of, shape_from
 from rewarm.runs.run import Run
 from rewarm.schedules import lr_curve
 
@@ -36,6 +37,8 @@ class Trajectory:
     """Whether it trains on other data than the model was pretrained on."""
     pretraining: Pretraining | None = None
     """What came before the first update; None where it is not known."""
+    parameters: float | None = None
+    """Parameters of the model without its embeddings; None where they are not known."""
 
     @property
     def tokens(self) -> float:
@@ -80,7 +83,15 @@ def planned(config: Config, plan: Plan) -> Trajectory:
         warmup_steps=min(plan.schedule.warmup_steps, plan.steps),
         replay=config.replay,
         shifted=config.data.train != "upstream" and config.init != "scratch",
+        parameters=parameters_of(config.model),
     )
+
+
+def parameters_of(model: ModelConfig) -> float | None:
+    """Return the parameters of a model without its embeddings; None where its config does not tell."""
+    described = config_of(model)
+    shape = shape_from(described) if described else None
+    return float(shape.blocks) if shape else None
 
 
 def curve_of(run: Run, *, says: bool = True) -> Curve | None:

@@ -87,6 +87,8 @@ class Features:
     """(n,) 1 where the data differ from pre-training's, else 0."""
     replay: Array
     """(n,)"""
+    parameters: Array
+    """(n,) of the model; NaN where they are not known."""
 
     def __len__(self) -> int:
         return len(self.area)
@@ -135,6 +137,7 @@ def features(trajectory: Trajectory, steps: Steps, units: Units) -> Features:
         block_area=np.clip(area[steps][None, :] - block_start[:, None], 0.0, None),
         shifted=np.full(n, float(t.shifted)),
         replay=np.full(n, t.replay),
+        parameters=np.full(n, np.nan if t.parameters is None else t.parameters),
     )
 
 

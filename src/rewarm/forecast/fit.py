@@ -32,6 +32,8 @@ TETHER = 0.02
 
 In units of `HUBER` for each point: it decides only what the data leave open, such as two huge terms that cancel.
 """
+SIZE_PRIOR = 0.05
+"""Change of the log of g, the power of the size, that is held for as unlikely as a curve that is off by `HUBER`."""
 FLOOR = 1e-3
 """Least loss that a law may predict while it is being fitted, so that a log can be taken."""
 
@@ -132,6 +134,9 @@ class _Problem:
         loose = [0.0 if name == "L0" else 1 / float(points.loss.mean()) for name in law.coefficients]
         self.pull = TETHER * np.sqrt(len(points.loss)) * np.concatenate([loose, 1 / np.ptp(self.log_bounds, axis=1)])
         self.rest = np.concatenate([np.zeros(len(loose)), self.log_bounds.mean(1)])
+        if "g" in law.shapes:
+            a_curve = np.sqrt(len(points.loss) / (points.curve.max() + 1))
+            self.pull[len(loose) + law.shapes.index("g")] = a_curve / SIZE_PRIOR
 
     @property
     def box(self) -> tuple[Array, Array]:

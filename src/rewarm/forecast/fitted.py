@@ -8,16 +8,27 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+from scipy.stats import t as student
 
 from rewarm.errors import UserError
-from rewarm.forecast.bands import Scale
+from rewarm.forecast.bands import LEVEL, Scale
 from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.features import Units, features, stack, units_of
 from rewarm.forecast.fit import Fit, fit, points_of
 from rewarm.forecast.history import Array, Steps
-from rewarm.forecast.holdout import Errors, errors_of, hold_out, pick, splits
-from rewarm.forecast.laws import LAWS, REPLAY_TERMS, form_of, paper_units
+from rewarm.forecast.holdout import (
+    Errors,
+    errors_of,
+    hold_out,
+    largest_but_one_arm,
+    pick,
+    process_of,
+    splits,
+    with_process,
+)
+from rewarm.forecast.laws import LAWS, REPLAY_TERMS, distinct_sizes, form_of, paper_units
 from rewarm.forecast.options import Options
+from rewarm.forecast.process import NEW_RUN, Process, places
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,19 @@ class SideFit:
     held_out: list[Errors]
     scale: Scale
     """How far off predicted runs are."""
+    process: Process | None = None
+    """What the law misses alike at all sizes, where the runs have several."""
 
     def predict(self, trajectory: Trajectory, steps: Steps) -> Band:
         """Return the loss after each of `steps` updates of a trajectory."""
         loss, moves = self.fit.predict_moves(features(trajectory, steps, self.fit.units))
-        deviation = self.scale.deviation(self.fit.openness, moves)
-        half = self.scale.half_band(deviation)
+        if self.process:
+            mean, covariance = self.process.at(places(trajectory, steps), np.full(len(steps), NEW_RUN))
+            loss, deviation = loss * np.exp(mean), np.sqrt(np.diag(covariance))
+            half = np.asarray(student.ppf((1 + LEVEL) / 2, self.process.freedom) * deviation)
+        else:
+            deviation = self.scale.deviation(self.fit.openness, moves)
+            half = self.scale.half_band(deviation)
         return Band(loss, loss * np.exp(-half), loss * np.exp(half), loss * np.hypot(deviation, self.scale.jitter))
 
     def intervals(self, tokens_per_step: float) -> dict[str, tuple[float, float, float]]:
@@ -113,9 +131,19 @@ class Study:
         return any(curve.config is not None and curve.config.proxied for curve in self.curves)
 
     @property
+    def sized(self) -> bool:
+        """Return whether the runs are of models of several sizes."""
+        return bool(sizes_of(self.curves))
+
+    @property
     def held_out(self) -> list[Errors]:
         """Return the errors on held-out runs, of all validation sets."""
         return [error for side in self.sides.values() for error in side.held_out]
+
+
+def sizes_of(curves: Sequence[Curve]) -> tuple[float, ...]:
+    """Return the parameters of the curves' models, rising; none where all have as many, or nobody said."""
+    return distinct_sizes(curve.trajectory.parameters or np.nan for curve in curves)
 
 
 def sides_of(curves: Sequence[Curve]) -> list[str]:
@@ -160,11 +188,18 @@ def study(curves: list[Curve], options: Options) -> Study:
     fitted = [curve for i, curve in enumerate(curves) if i not in named]
     if not fitted:
         raise UserError("holdout: names every run; leave at least one to fit")
-    groups = [named] if named else splits(curves)
+    sizes = sizes_of(fitted)
+    larger = largest_but_one_arm(fitted) if sizes and not named else []
+    groups = [named or larger] if named or larger else splits(curves)
 
     def held_out(law: str, term: str | None) -> dict[str, list[Errors]]:
         return {s: hold_out(law, term, curves, s, units, options.seed, groups, memory) for s in sides}
 
+    def missed(runs: list[Curve], side: str) -> Process | None:
+        in_turn = splits(runs)
+        return process_of(hold_out(law, term, runs, side, units, options.seed, in_turn, memory), runs, in_turn)
+
+    trajectories = {curve.name: curve.trajectory for curve in curves}
     variants = _variants(options, fitted)
     found = {variant: held_out(*variant) for variant in variants}
     scores = {v: score([e for errors in found[v].values() for e in errors]) for v in variants if groups}
@@ -177,6 +212,10 @@ def study(curves: list[Curve], options: Options) -> Study:
         main = fit(form_of(law, points.features, term, memory), points, units, np.random.default_rng(options.seed))
         in_sample, errors = [errors_of(main, curve, side) for curve in fitted], found[best][side]
         scale = Scale.of([e.miss for e in errors if not e.withheld], [e.miss for e in in_sample], arms)
-        results[side] = SideFit(main, in_sample, errors, scale)
+        process = missed(fitted, side) if sizes else None
+        if sizes and (named or larger):
+            before = missed([c for i, c in enumerate(fitted) if i not in larger], side) if larger else process
+            errors = [with_process(e, before, trajectories[e.run]) for e in errors]
+        results[side] = SideFit(main, in_sample, errors, scale, process)
     tried = {law + (f" with {term} replay" if term else ""): value for (law, term), value in scores.items()}
     return Study(law, term, curves, fitted, units, results, tried if len(variants) > 1 else {})

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from rewarm.errors import UserError, nearest
 from rewarm.forecast.bands import Miss
-from rewarm.forecast.coverage import Seen
-from rewarm.forecast.curves import Curve
+from rewarm.forecast.coverage import Seen as Covered
+from rewarm.forecast.coverage import unlike
+from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.features import Units, features
 from rewarm.forecast.fit import FLOOR, Fit, fit, points_of
 from rewarm.forecast.history import Array, Steps
-from rewarm.forecast.laws import form_of
+from rewarm.forecast.laws import SAME_SIZE, distinct_sizes, form_of
+from rewarm.forecast.process import NEW_RUN, Process, Seen, part_of, places
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,40 @@ def errors_of(fitted: Fit, curve: Curve, side: str) -> Errors:
     return Errors(curve.name, side, steps, measured, predicted, curve.trajectory.warmup_steps, miss)
 
 
+def largest_but_one_arm(curves: Sequence[Curve]) -> list[int]:
+    """Return which runs to hold out to see how well a law moves to a larger model.
+
+    Those of the largest model with several arms, but for the first arm that was finished: its pilot. None where no
+    model but the smallest has several.
+    """
+    sizes = distinct_sizes(curve.trajectory.parameters or np.nan for curve in curves)
+    for size in range(len(sizes) - 1, 0, -1):
+        mine = [i for i, curve in enumerate(curves) if size_index(curve, sizes) == size]
+        pilot = next((curves[i].arm for i in mine if curves[i].finished), "")
+        held = [i for i in mine if curves[i].arm != pilot]
+        if pilot and held:
+            return held
+    return []
+
+
+def process_of(errors: Sequence[Errors], curves: Sequence[Curve], groups: Sequence[Sequence[int]]) -> Process | None:
+    """Return the Gaussian process over what a law missed of arms held out in turn; None where none could be."""
+    numbers = {curve.name: i for i, curve in enumerate(curves)}
+    parts = []
+    for e in errors:
+        number = numbers[e.run]
+        parts.append(part_of(curves[number].trajectory, e.steps, e.measured, e.predicted, number, len(curves)))
+    return Process.of(Seen.of(parts), [], groups) if parts else None
+
+
+def with_process(errors: Errors, process: Process | None, trajectory: Trajectory) -> Errors:
+    """Return the errors that are left when a Gaussian process corrects what the law predicted."""
+    if process is None:
+        return errors
+    mean, _ = process.at(places(trajectory, errors.steps), np.full(len(errors.steps), NEW_RUN))
+    return replace(errors, predicted=errors.predicted * np.exp(mean))
+
+
 def inside(errors: Sequence[Errors]) -> list[Errors]:
     """Return the errors on runs inside what was fitted; all of them where none is.
 
@@ -80,8 +116,40 @@ def inside(errors: Sequence[Errors]) -> list[Errors]:
     return [e for e in errors if not e.beyond] or list(errors)
 
 
+def moved(curve: Curve, fitted: Sequence[Curve], side: str) -> float | None:
+    """Return the error of moving the next smaller model's final losses to those that this one's other runs had.
+
+    The mean over these; None where there is no smaller model or no other run.
+    """
+
+    def end(of: Curve) -> float:
+        return float(of.losses[side][1][-1])
+
+    def twin(of: Curve) -> Curve:
+        return min(smaller, key=lambda other: unlike(other.trajectory, of.trajectory))
+
+    sizes = distinct_sizes([c.trajectory.parameters or np.nan for c in (*fitted, curve)])
+    mine = size_index(curve, sizes)
+    pilots = [c for c in fitted if size_index(c, sizes) == mine]
+    smaller = [c for c in fitted if size_index(c, sizes) == mine - 1]
+    if not pilots or not smaller:
+        return None
+    gained = end(twin(curve)) - float(np.mean([end(twin(pilot)) for pilot in pilots]))
+    return float((np.mean([end(pilot) for pilot in pilots]) + gained) / end(curve) - 1)
+
+
+def size_index(curve: Curve, sizes: Sequence[float]) -> int:
+    """Return which of the sizes a run's model has; 0 where all have one size."""
+    return int(np.searchsorted(sizes, (curve.trajectory.parameters or 0.0) * (1 - SAME_SIZE))) if sizes else 0
+
+
 def naive(curve: Curve, fitted: Sequence[Curve], side: str) -> float:
-    """Return the error of taking a run's final loss from the fitted run with the nearest max LR, without any law."""
+    """Return the error of taking a run's final loss from runs that were made, without any law.
+
+    From the run with the nearest max LR; or `moved` from the next smaller model.
+    """
+    if (error := moved(curve, fitted, side)) is not None:
+        return error
 
     def distance(other: Curve) -> float:
         return abs(float(np.log(other.trajectory.lr.max() / curve.trajectory.lr.max())))
@@ -117,12 +185,19 @@ def pick(curves: Sequence[Curve], names: Sequence[str]) -> list[int]:
 def splits(curves: Sequence[Curve]) -> list[list[int]]:
     """Return which curves to hold out together, for each arm in turn; none where there is only one arm.
 
-    The seeds of an arm go together: one of them would give away the others.
+    The seeds of an arm go together: one of them would give away the others. The only arm of a model of its own size
+    is never held out: nothing else tells where its losses begin.
     """
-    arms = list(dict.fromkeys(curve.arm for curve in curves))
-    if len(arms) < 2:
-        return []
-    return [[i for i, curve in enumerate(curves) if curve.arm == arm] for arm in arms]
+    sizes = distinct_sizes([curve.trajectory.parameters or np.nan for curve in curves])
+    of_size = [size_index(curve, sizes) for curve in curves]
+    arms = list(dict.fromkeys((curve.arm, size) for curve, size in zip(curves, of_size, strict=True)))
+    counts = [size for _, size in arms]
+    found = [
+        [i for i, curve in enumerate(curves) if (curve.arm, of_size[i]) == arm]
+        for arm in arms
+        if counts.count(arm[1]) > 1
+    ]
+    return found if len(arms) > 1 else []
 
 
 def hold_out(
@@ -144,7 +219,7 @@ def hold_out(
             points = points_of(rest, side, units)
             form = form_of(law, points.features, replay_term, memory)
             best = fit(form, points, units, np.random.default_rng(seed))
-            seen = Seen.of(rest)
+            seen = Covered.of(rest)
             for curve in held:
                 asked = (curve.trajectory, curve.last_step)
                 found.append(

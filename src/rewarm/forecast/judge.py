@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewarm.forecast.fitted import SideFit, Study
-from rewarm.forecast.holdout import inside, r2
-from rewarm.forecast.laws import bounds
+from rewarm.forecast.fitted import SideFit, Study, sizes_of
+from rewarm.forecast.holdout import inside, r2, size_index
+from rewarm.forecast.laws import bounds, size_text
 
 POOR_FINAL = 0.02
 """Mean absolute error of held-out final losses, as a share, from which on nothing is recommended."""
 POOR_CURVE = 0.03
 """The same of whole held-out curves."""
 POOR_R2 = 0.8
+FARTHEST_SIZE = 10.0
+"""How many times the parameters of the largest model below it one may have, for anything to be recommended."""
 WIDE = 10.0
 """Ratio of an interval's ends from which on a positive parameter counts as not identified."""
 NEGLIGIBLE = 1e-4
@@ -74,9 +76,13 @@ def _held_out_cautions(name: str, side: SideFit) -> list[str]:
     final = float(np.mean([abs(e.final) for e in judged]))
     guessed = float(np.mean([abs(e.naive) for e in judged if e.naive is not None] or [np.inf]))
     if final >= guessed:
+        how = (
+            "moving them from the next smaller model"
+            if side.process
+            else "taking them from the run with the nearest max LR"
+        )
         found.append(
-            f"{name}: held-out final losses are missed by {final:.2%}; taking them from the run with the nearest max "
-            f"LR, without any law, by {guessed:.2%}"
+            f"{name}: held-out final losses are missed by {final:.2%}; {how}, without any law, by {guessed:.2%}"
         )
     warmups = [e.warmup for e in side.held_out if e.warmup is not None]
     after = [e.curve for e in side.held_out if e.curve is not None]
@@ -114,6 +120,16 @@ def judge(study: Study) -> Judgement:
         cautions.append(
             f"the runs' steps have {min(sizes):,.0f} to {max(sizes):,.0f} tokens; the laws know nothing of batch size"
         )
+    models = sizes_of(study.curves)
+    if models:
+        held = {e.run for e in study.held_out}
+        if not any(c.name in held and size_index(c, models) for c in study.curves):
+            cautions.append(
+                "no model but the smallest has two arms: how well the law moves to a larger one was not seen"
+            )
+        if models[-1] > FARTHEST_SIZE * models[-2]:
+            far = f"{size_text(models[-1])} is {models[-1] / models[-2]:.3g} times {size_text(models[-2])}"
+            faults.append(f"{far}, the largest model below it that was run; give runs of one in between")
     unfinished = [curve.name for curve in study.curves if not curve.finished]
     if unfinished:
         cautions.append(f"unfinished, used as far as they are: {', '.join(unfinished)}")

@@ -8,17 +8,21 @@
                                                                         Luo et al. 2025 (arXiv 2503.12811)
     cpt_multipower   cpt, with the drop of multipower in place of D
 
+Of models of several sizes N, each has an L0 and an A of its own, which a short run of it tells, and C is C N^g, as in
+Wang et al.'s Eq. 7; what the shift does is the same for all sizes.
+
 S is the area under the LR since the run began, S_pt that of pre-training, D = (1 - lambda) S2 the remembered drop of
 the LR, S_k the area since change k, r the share of replay. v(r) is 1 without replay; see `visible`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rewarm.forecast.features import Features, Remembered, Units
 from rewarm.forecast.history import Array
@@ -46,6 +50,8 @@ REPLAY_TERMS = ("power", "hyperbolic")
 Values = Mapping[str, float]
 Derivatives = dict[str, Array]
 TINY_AREA = 1e-9
+SAME_SIZE = 0.01
+"""Share of their parameters up to which two models count as one size."""
 
 SHAPE_BOUNDS = {
     "alpha": (0.05, 2.0),
@@ -56,8 +62,12 @@ SHAPE_BOUNDS = {
     "gamma": (1e-2, 2.0),
     "delta": (0.02, 3.0),
     "rho": (1e-4, 1e3),
+    "g": (0.06, 0.5),
 }
-"""Lowest and highest value of each shape, in the units of `features`. Those of `memory` are what is tabulated."""
+"""Lowest and highest value of each shape, in the units of `features`. Those of `memory` are what is tabulated.
+
+The middle of those of `g`, which one size alone cannot tell, lies between Wang et al.'s 0.145 to 0.235.
+"""
 
 
 @dataclass(frozen=True)
@@ -156,6 +166,29 @@ def _multipower_drop(f: Features) -> Term:
     return Term("C", ("G", "gamma", "delta"), evaluate)
 
 
+def _grown(term: Term, parameters: Array, smallest: float) -> Term:
+    """Return a term that grows with the model as (N / smallest)^g."""
+    log_size = np.log(parameters / smallest)
+
+    def evaluate(v: Values) -> tuple[Array, Derivatives]:
+        column, slopes = term.evaluate(v)
+        size = np.exp(v["g"] * log_size)
+        by_shape = {name: size * slope for name, slope in slopes.items()}
+        return size * column, by_shape | {"g": v["g"] * log_size * size * column}
+
+    return Term(term.coefficient, (*term.shapes, "g"), evaluate, term.signed)
+
+
+def _of_one_size(term: Term, name: str, mine: NDArray[np.bool_], *, signed: bool) -> Term:
+    """Return a term that only points of one model have."""
+
+    def evaluate(v: Values) -> tuple[Array, Derivatives]:
+        column, slopes = term.evaluate(v)
+        return mine * column, {shape: mine * slope for shape, slope in slopes.items()}
+
+    return Term(f"{term.coefficient}_{name}", term.shapes, evaluate, signed)
+
+
 def visible(kind: str, replay: Array, rho: float) -> tuple[Array, Array]:
     """Return the share of the shift that is left with `replay`, and its derivative by log rho.
 
@@ -200,17 +233,24 @@ class Form:
     """How replay enters; None where all runs replay the same share."""
     memory: float | None = None
     """Memory of LR changes, in tokens; fitted where None."""
+    sizes: tuple[float, ...] = ()
+    """Parameters of the models, rising; empty where all have as many."""
 
     def bind(self, f: Features, units: Units) -> Law:
         """Return the law at the points of `f`."""
         shape = LAWS[self.law]
         terms = [_floor(f), _forward(f, history_known=self.history_known)]
+        for size in self.sizes[1:]:  # how each larger model differs from the smallest
+            mine = np.isclose(f.parameters, size, rtol=SAME_SIZE)
+            terms += [_of_one_size(term, size_text(size), mine, signed=True) for term in terms[:2]]
         if shape.drop == "multipower":
             terms.append(_multipower_drop(f))
         else:
             terms.append(_remembered_drop("C", f.drop, units, self.memory))
-            if shape.shift and self.histories_differ:
-                terms.append(_remembered_drop("C1", f.drop_before, units, self.memory))
+        if self.sizes:
+            terms[-1] = _grown(terms[-1], f.parameters, self.sizes[0])
+        if shape.drop == "memory" and shape.shift and self.histories_differ:
+            terms.append(_remembered_drop("C1", f.drop_before, units, self.memory))
         if shape.shift:
             terms.append(_shift(f, self.replay_term))
         return Law(self.law, tuple(terms))
@@ -218,10 +258,30 @@ class Form:
 
 def form_of(law: str, f: Features, replay_term: str | None, memory: float | None = None) -> Form:
     """Return the form of `law` for runs with features `f`; a replay term only where replay differs."""
+    sizes = distinct_sizes(f.parameters)
     known = bool(np.isfinite(f.area_before).all())
-    differ = known and float(np.ptp(f.area_before)) > 1e-6 * float(f.area_before.max())
+    # A model's own pre-training is in its own L0: only what differs among runs of one size tells C1.
+    of_a_size = [f.area_before[np.isclose(f.parameters, size, rtol=SAME_SIZE)] for size in sizes] or [f.area_before]
+    differ = known and any(float(np.ptp(area)) > 1e-6 * float(area.max()) for area in of_a_size)
     replays = replay_term if np.ptp(f.replay) > 0 else None
-    return Form(law, known, differ, replays if LAWS[law].shift else None, memory)
+    return Form(law, known, differ, replays if LAWS[law].shift else None, memory, sizes)
+
+
+def distinct_sizes(parameters: Iterable[float]) -> tuple[float, ...]:
+    """Return the distinct sizes of models, rising; none where there is one alone, or one is not known."""
+    found: list[float] = []
+    for size in sorted(set(parameters)):
+        if not found or size > found[-1] * (1 + SAME_SIZE):
+            found.append(float(size))
+    return tuple(found) if len(found) > 1 and np.isfinite(found).all() else ()
+
+
+def size_text(parameters: float) -> str:
+    """Return a number of parameters as papers write it: 25M."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= 0.9995 * unit:
+            return f"{parameters / unit:.3g}{letter}"
+    return f"{parameters:.3g}"
 
 
 def bounds(shape: str, units: Units) -> tuple[float, float]:
@@ -235,8 +295,9 @@ def paper_units(values: Values, units: Units, tokens_per_step: float) -> dict[st
     """Return the parameters as the papers write them: S1 and S2 as sums over steps, LRs as they are."""
     area = units.area / tokens_per_step
     result = dict(values)
-    if "A" in values:
-        result["A"] = values["A"] * area ** values["alpha"]
+    for name in values:
+        if name == "A" or name.startswith("A_"):
+            result[name] = values[name] * area ** values["alpha"]
     for name in ("E", "S_pt"):
         if name in values:
             result[name] = values[name] / area if name == "E" else values[name] * area

@@ -30,6 +30,8 @@ class Logged:
     """Updates over which the schedule was laid out."""
     lr_curve: Path | None = None
     """CSV file with columns `step` and `lr` that tells the LR of all updates, such as `rewarm schedule` writes."""
+    parameters: float | None = None
+    """Parameters of the model without its embeddings; above the columns, or behind a file's name."""
     schedule: tuple[str, ...] = ()
     """The schedule as overrides of training, above the columns alone: `schedule=cosine`, `max_lr=3e-4`."""
 
@@ -71,6 +73,12 @@ class Options:
     """Weights of upstream and downstream loss in what a recommendation minimises."""
     logged: Logged = field(default_factory=Logged)
     """What CSV files do not tell."""
+    parameters: dict[Path, float] = field(default_factory=dict)
+    """Parameters of the models behind some of the paths, without embeddings."""
+    target: str = ""
+    """The model that is asked about, larger than those of the runs: one of `conf/model`, or parameters (6.9B)."""
+    start_loss: tuple[float, ...] = ()
+    """The target's losses before any update, upstream's and downstream's, in nats a token."""
     seed: int = 0
     """Seed of the fits' starts."""
     verbose: bool = False
@@ -140,6 +148,13 @@ def _share(key: str, text: str) -> float:
     return _number(key, text, low=0, high=1)
 
 
+def parse_size(key: str, text: str) -> float:
+    """Return a number of parameters: 6.9B, 25e6. Raises `UserError` for what is none."""
+    units = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    number = text[:-1] if text[-1:] in units else text
+    return _number(key, number, low=0, above=True) * units.get(text[-1:], 1.0)
+
+
 def _list(parse: Callable[[str, str], object]) -> Callable[[str, str], object]:
     return lambda key, text: tuple(parse(key, part.strip()) for part in text.strip("[]").split(","))
 
@@ -158,6 +173,8 @@ PARSERS: dict[str, Callable[[str, str], object]] = {
     "replay": _list(lambda k, t: _number(k, t, low=0, high=0.999)),
     "max_forgetting": _forgetting,
     "weights": _weights,
+    "target": lambda _, t: t,
+    "start_loss": _list(lambda k, t: _number(k, t, low=0, above=True)),
     "seed": lambda k, t: _whole(k, t, 0),
     "verbose": lambda k, t: _one_of(k, t, ("true", "false")) == "true",
     "output": lambda _, t: Path(t).expanduser(),
@@ -168,7 +185,9 @@ LOGGED: dict[str, Callable[[str, str], object]] = {
     "warmup_steps": lambda k, t: _whole(k, t, 0),
     "total_steps": lambda k, t: _whole(k, t, 1),
     "lr_curve": lambda _, t: Path(t).expanduser(),
+    "parameters": parse_size,
 }
+PER_FILE = ":parameters"
 SHAPE_KEYS = {f"schedule.{f.name}" for f in fields(ScheduleConfig) if f.name != "name"}
 
 
@@ -194,14 +213,18 @@ def parse(arguments: Sequence[str]) -> Options:
     paths, given = [], {}
     logged: dict[str, object] = {}
     shape: dict[str, str] = {}
+    parameters: dict[Path, float] = {}
     for argument in arguments:
-        path = Path(argument).expanduser()
         key, equals, text = argument.partition("=")
+        path = Path(argument).expanduser()
+        if key.endswith(PER_FILE) and not path.exists():
+            path, equals = Path(key.removesuffix(PER_FILE)).expanduser(), ""
+            parameters[path] = parse_size("parameters", text)
         if path.exists() or not equals:
             if argument.startswith("-"):
                 raise UserError(f"{argument}: unknown option (overrides are key=value)")
             if not path.exists():
-                raise UserError(f"{argument}: no such run, folder or CSV file")
+                raise UserError(f"{path}: no such run, folder or CSV file")
             paths.append(path)
         elif key in SHAPE_KEYS:
             shape[key.removeprefix("schedule.")] = text
@@ -209,6 +232,8 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UserError(f"{key}: unknown key{nearest(key, [*PARSERS, *LOGGED, *SHAPE_KEYS])}")
         elif not text:
             raise UserError(f"{argument}: needs a value")
+        elif key == "parameters":
+            raise UserError(f"{argument}: of which model? Give FILE:parameters={text}")
         elif key in LOGGED:
             logged[key] = LOGGED[key](key, text)
         else:
@@ -218,6 +243,7 @@ def parse(arguments: Sequence[str]) -> Options:
     share = any(a.startswith("max_forgetting=") and a.endswith("%") for a in arguments)
     return Options(
         paths=tuple(paths),
+        parameters=parameters,
         shape=shape,
         forgetting_is_share=share,
         logged=Logged(**logged),  # type: ignore[arg-type]

@@ -76,7 +76,8 @@ def _fit_text(study: Study) -> str:
 
 
 def _holdout_text(study: Study) -> str:
-    header = ("held out", "set", "final", "predicted", "error", "nearest run", "curve error", "in warm-up", "")
+    without = "moved" if study.sized else "nearest run"
+    header = ("held out", "set", "final", "predicted", "error", without, "curve error", "in warm-up", "")
     rows = [
         (
             e.run,
@@ -194,7 +195,8 @@ def _trust(study: Study) -> str:
         means = {name: [abs(value) for value in values if value is not None] for name, values in found.items()}
         return ", ".join(f"{np.mean(values):.2%} {name}" for name, values in means.items() if values)
 
-    return f"{errors(lambda e: e.final)}; if taken from the nearest run by {errors(lambda e: e.naive)}"
+    how = "moved from the next smaller model" if study.sized else "taken from the nearest run"
+    return f"{errors(lambda e: e.final)}; if {how} by {errors(lambda e: e.naive)}"
 
 
 def command(findings: Findings, settings: Settings) -> str:

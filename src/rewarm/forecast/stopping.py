@@ -12,8 +12,9 @@ from rewarm.forecast.coverage import Seen, measured_start
 from rewarm.forecast.curves import Curve, Trajectory
 from rewarm.forecast.features import features
 from rewarm.forecast.options import Options
+from rewarm.forecast.process import LENGTHS, places
 from rewarm.forecast.recommend import Goal, arms_of
-from rewarm.forecast.surrogate import LENGTHS, Surrogate, places
+from rewarm.forecast.surrogate import Surrogate
 from rewarm.runs.stopped import Reason
 
 CHANCE = 0.005
